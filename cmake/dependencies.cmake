@@ -1,0 +1,35 @@
+# Everything comes from the distribution's packages; nothing is downloaded. launch/install_packages
+# lists them.
+find_package(OpenMP REQUIRED COMPONENTS CXX)
+find_package(MPI REQUIRED COMPONENTS C)
+find_package(HDF5 REQUIRED COMPONENTS C)
+find_package(Threads REQUIRED)
+find_package(yaml-cpp REQUIRED)
+find_package(fmt REQUIRED)
+find_package(spdlog REQUIRED)
+find_package(CLI11 REQUIRED)
+find_package(nlohmann_json REQUIRED)
+
+# The OpenMP flavour of OpenBLAS, by path: the distribution's alternatives may prefer the pthread one,
+# whose pool would fight with ours.
+find_library(OPENBLAS_LIBRARY openblas PATH_SUFFIXES openblas-openmp NO_CACHE)
+find_path(OPENBLAS_INCLUDE_DIR cblas.h
+  PATH_SUFFIXES ${CMAKE_LIBRARY_ARCHITECTURE}/openblas-openmp openblas-openmp openblas NO_CACHE)
+if(NOT OPENBLAS_LIBRARY OR NOT OPENBLAS_INCLUDE_DIR)
+  message(FATAL_ERROR "OpenBLAS (OpenMP flavour) not found: install libopenblas-openmp-dev")
+endif()
+get_filename_component(OPENBLAS_DIR ${OPENBLAS_LIBRARY} DIRECTORY)
+add_library(sluice_openblas INTERFACE)
+target_include_directories(sluice_openblas SYSTEM INTERFACE ${OPENBLAS_INCLUDE_DIR})
+target_link_libraries(sluice_openblas INTERFACE ${OPENBLAS_LIBRARY})
+target_link_options(sluice_openblas INTERFACE -Wl,-rpath,${OPENBLAS_DIR})
+
+find_library(XXHASH_LIBRARY xxhash REQUIRED NO_CACHE)
+find_path(XXHASH_INCLUDE_DIR xxhash.h REQUIRED NO_CACHE)
+add_library(sluice_xxhash INTERFACE)
+target_include_directories(sluice_xxhash SYSTEM INTERFACE ${XXHASH_INCLUDE_DIR})
+target_link_libraries(sluice_xxhash INTERFACE ${XXHASH_LIBRARY})
+
+add_library(sluice_hdf5 INTERFACE)
+target_include_directories(sluice_hdf5 SYSTEM INTERFACE ${HDF5_C_INCLUDE_DIRS})
+target_link_libraries(sluice_hdf5 INTERFACE ${HDF5_C_LIBRARIES})

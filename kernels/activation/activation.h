@@ -1,0 +1,35 @@
+// Activations of feed-forward layers.
+//
+//   swiglu   y = silu(gate) * up          (Shazeer, "GLU Variants Improve Transformer", 2020, eq.
+//   6) relu2    y = max(x, 0)^2              (So et al., "Primer", 2021) gelu     y = x * Phi(x),
+//   with the error function  (Hendrycks and Gimpel, 2016)
+#pragma once
+
+#include <span>
+
+#include "kernels/core/context.h"
+
+namespace sluice {
+
+enum class Activation : uint8_t { swiglu, relu2, gelu };
+std::span<const char* const> enum_names(Activation);
+
+struct ActivationForward {
+  Activation kind = Activation::swiglu;
+  ConstTensorView x = {};   // (..., F): the gate of swiglu
+  ConstTensorView up = {};  // (..., F): given exactly for swiglu
+  TensorView y = {};        // (..., F); may alias x or up
+};
+void activation_forward(const Context& ctx, const ActivationForward& args);
+
+struct ActivationBackward {
+  Activation kind = Activation::swiglu;
+  ConstTensorView dy = {};  // (..., F)
+  ConstTensorView x = {};
+  ConstTensorView up = {};  // swiglu only
+  TensorView dx = {};       // (..., F), overwritten; may alias dy or x
+  TensorView dup = {};      // (..., F), overwritten, swiglu only; may alias up
+};
+void activation_backward(const Context& ctx, const ActivationBackward& args);
+
+}  // namespace sluice

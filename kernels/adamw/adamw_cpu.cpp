@@ -1,0 +1,1 @@
+#include "kernels/adamw/adamw.h"

@@ -1,0 +1,1 @@
+#include "kernels/causal_conv1d/causal_conv1d.h"

@@ -1,0 +1,1 @@
+#include "kernels/chunk_cumsum/chunk_cumsum.h"

@@ -1,0 +1,1 @@
+#include "kernels/chunk_scan/chunk_scan.h"

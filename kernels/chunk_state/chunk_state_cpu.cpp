@@ -1,0 +1,1 @@
+#include "kernels/chunk_state/chunk_state.h"

@@ -1,0 +1,13 @@
+// A stream orders work. On the CPU work runs inline and every verb is a no-op; on a GPU `handle` is
+// the device's stream.
+#pragma once
+
+namespace sluice {
+
+struct Stream {
+  void* handle = nullptr;
+
+  void sync() const {}
+};
+
+}  // namespace sluice

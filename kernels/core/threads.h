@@ -1,0 +1,14 @@
+// One OpenMP pool per rank. Results never depend on its size.
+#pragma once
+
+namespace sluice {
+
+// Sets the pool's size for the calling thread and pins OpenBLAS to one thread per call, since
+// sluice tiles GEMMs itself. Call once at start, with cores / ranks on this host.
+void set_num_threads(int num_threads);
+int num_threads();
+
+// min(cores of this process's affinity mask, cores / local_ranks), at least 1.
+int default_num_threads(int local_ranks);
+
+}  // namespace sluice

@@ -1,0 +1,23 @@
+// Token embedding: y[t] = weight[tokens[t]]. Backward: dweight[v] += sum of dy[t] over tokens[t] ==
+// v, summed in token order whatever the thread count. A token outside [0, V) throws DataError.
+#pragma once
+
+#include "kernels/core/context.h"
+
+namespace sluice {
+
+struct EmbeddingForward {
+  ConstTensorView tokens = {};  // (B, T) i32
+  ConstTensorView weight = {};  // (V, D)
+  TensorView y = {};            // (B, T, D)
+};
+void embedding_forward(const Context& ctx, const EmbeddingForward& args);
+
+struct EmbeddingBackward {
+  ConstTensorView tokens = {};  // (B, T) i32
+  ConstTensorView dy = {};      // (B, T, D)
+  TensorView dweight = {};      // (V, D), accumulated
+};
+void embedding_backward(const Context& ctx, const EmbeddingBackward& args);
+
+}  // namespace sluice

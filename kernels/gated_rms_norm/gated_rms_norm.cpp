@@ -1,0 +1,1 @@
+#include "kernels/gated_rms_norm/gated_rms_norm.h"

@@ -1,0 +1,1 @@
+#include "kernels/grad_norm/grad_norm.h"

@@ -1,0 +1,40 @@
+// Root-mean-square norm (Zhang and Sennrich, "Root Mean Square Layer Normalization", 2019, eq. 4),
+// fused with the residual add before it.
+//
+//   sum_i  = x_i + delta_i                      (delta absent: sum = x, and nothing is written)
+//   rstd   = (mean_i(sum_i^2) + eps)^(-1/2)
+//   y_i    = weight_i * sum_i * rstd            (weight absent: 1)
+//
+// Backward, with n_i = sum_i * rstd, g_i = weight_i * dy_i:
+//   dx_i       = rstd * (g_i - n_i * mean_j(g_j n_j)) + dsum_i       (dsum absent: 0)
+//   dweight_i += dy_i * n_i
+// dx is the gradient of both x and delta. Means accumulate in double.
+#pragma once
+
+#include "kernels/core/context.h"
+
+namespace sluice {
+
+struct RmsNormForward {
+  ConstTensorView x = {};       // (..., D), at least one leading dim
+  ConstTensorView delta = {};   // like x, optional
+  ConstTensorView weight = {};  // (D), optional
+  TensorView sum = {};          // like x; given exactly when delta is. May alias x or delta.
+  TensorView y = {};            // like x; may alias x (without delta) or delta
+  TensorView rstd = {};         // (rows) statistics, optional
+  double eps = 1e-5;
+};
+void rms_norm_forward(const Context& ctx, const RmsNormForward& args);
+
+struct RmsNormBackward {
+  ConstTensorView dy = {};      // (..., D)
+  ConstTensorView sum = {};     // the normalised input: sum of the forward, or x
+  ConstTensorView weight = {};  // (D), optional
+  ConstTensorView rstd = {};    // (rows)
+  ConstTensorView dsum = {};    // like dy, optional: gradient arriving at `sum` from elsewhere
+  TensorView dx = {};           // like dy, overwritten; may alias dy or dsum
+  TensorView dweight = {};      // (D), accumulated; given exactly when weight is
+};
+void rms_norm_backward(const Context& ctx, const RmsNormBackward& args);
+
+}  // namespace sluice

@@ -1,0 +1,1 @@
+#include "kernels/selective_scan/selective_scan.h"

@@ -1,0 +1,1 @@
+#include "kernels/ssd_step/ssd_step.h"

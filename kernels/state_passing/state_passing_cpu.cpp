@@ -1,0 +1,1 @@
+#include "kernels/state_passing/state_passing.h"

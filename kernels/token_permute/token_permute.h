@@ -1,0 +1,60 @@
+// Sorting tokens by expert and back. Entries are token-major, then choice: entry i = t * k + j.
+// Within an expert entries keep that order (a stable counting sort), so results are reproducible.
+//
+//   index:      slot[t,j] = position of the entry among the sorted rows, -1 if dropped;
+//               source[slot] = t;  offsets[e] = first slot of expert e
+//   permute:    out[slot] = x[source[slot]]
+//   unpermute:  y[t] = sum_j weights[t,j] * rows[slot[t,j]]         (dropped entries add nothing)
+//
+// With a capacity, expert e keeps the first `capacity` of its entries in each row of the batch, in
+// token order (Lepikhin et al., "GShard", 2020); per row, so that no layout changes what is
+// dropped.
+#pragma once
+
+#include "kernels/core/context.h"
+
+namespace sluice {
+
+struct TokenIndex {
+  ConstTensorView experts = {};  // (B, T, k) i32
+  TensorView slot = {};          // (B, T, k) i32
+  TensorView source = {};        // (B*T*k) i32, filled up to offsets[X]
+  TensorView offsets = {};       // (X + 1) i64
+  int64_t capacity = 0;          // entries an expert takes from one row; 0: all
+};
+void token_index(const Context& ctx, const TokenIndex& args);
+
+struct TokenPermuteForward {
+  ConstTensorView x = {};        // (B, T, D)
+  ConstTensorView source = {};   // (B*T*k) i32
+  ConstTensorView offsets = {};  // (X + 1) i64
+  TensorView rows = {};          // (B*T*k, D), filled up to offsets[X]
+};
+void token_permute_forward(const Context& ctx, const TokenPermuteForward& args);
+
+struct TokenPermuteBackward {
+  ConstTensorView drows = {};  // (B*T*k, D)
+  ConstTensorView slot = {};   // (B, T, k) i32
+  TensorView dx = {};          // (B, T, D), overwritten: the sum over choices, in order
+};
+void token_permute_backward(const Context& ctx, const TokenPermuteBackward& args);
+
+struct TokenUnpermuteForward {
+  ConstTensorView rows = {};     // (B*T*k, D)
+  ConstTensorView slot = {};     // (B, T, k) i32
+  ConstTensorView weights = {};  // (B, T, k)
+  TensorView y = {};             // (B, T, D), overwritten
+};
+void token_unpermute_forward(const Context& ctx, const TokenUnpermuteForward& args);
+
+struct TokenUnpermuteBackward {
+  ConstTensorView dy = {};       // (B, T, D)
+  ConstTensorView rows = {};     // (B*T*k, D)
+  ConstTensorView slot = {};     // (B, T, k) i32
+  ConstTensorView weights = {};  // (B, T, k)
+  TensorView drows = {};         // (B*T*k, D), overwritten up to offsets[X]; may alias rows
+  TensorView dweights = {};      // (B, T, k), overwritten; 0 where dropped
+};
+void token_unpermute_backward(const Context& ctx, const TokenUnpermuteBackward& args);
+
+}  // namespace sluice

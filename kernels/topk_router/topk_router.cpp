@@ -1,0 +1,1 @@
+#include "kernels/topk_router/topk_router.h"
