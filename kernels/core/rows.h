@@ -13,6 +13,7 @@ namespace sluice {
 struct Rows {
   int64_t first_row = 0;   // global index of row 0 in the step
   int64_t rows = 0;        // B
+  int64_t step_rows = 1;   // rows of the whole step, world-wide: what means over rows divide by
   int64_t row_tokens = 0;  // tokens of a whole row, over all sequence ranks
   int64_t begin = 0;       // position in the row of this rank's first token
   int64_t tokens = 0;      // T, tokens of a row on this rank

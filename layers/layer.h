@@ -1,0 +1,67 @@
+// A layer: a hand-written forward and backward over one micro-batch. Layers are stateless between
+// calls: what the backward needs is in the Saved that the forward returns, whose tensors lie in
+// ctx.saved. Gradient accumulation, several micro-batches in flight and recomputation follow from
+// that.
+//
+// Conventions: x, y, dx, dy are (B, T, D). Parameter gradients accumulate, activation gradients
+// overwrite. The residual stream belongs to the model: a layer sees only its normalised input.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "kernels/core/context.h"
+#include "kernels/core/rows.h"
+#include "layers/step_statistics.h"
+
+namespace sluice {
+
+struct Saved {
+  virtual ~Saved() = default;
+};
+
+struct LayerForward {
+  ConstTensorView x;                     // (B, T, D); stays valid and unchanged until the backward
+  TensorView y;                          // (B, T, D)
+  StepStatistics* statistics = nullptr;  // where auxiliary losses and loads go; absent on a replay
+};
+
+struct LayerBackward {
+  ConstTensorView dy;  // (B, T, D)
+  TensorView dx;       // (B, T, D), does not overlap dy
+};
+
+// A tensor of a layer's recurrent state, zero at a document's start.
+struct StateTensor {
+  std::string name;
+  Dims dims;  // (B, ...)
+  DType dtype = DType::f32;
+};
+
+struct LayerStep {
+  ConstTensorView x;               // (B, D)
+  TensorView y;                    // (B, D)
+  int64_t position = 0;            // of this token in its document
+  std::vector<TensorView> states;  // as state_spec lists them, read and updated
+};
+
+class Layer {
+ public:
+  virtual ~Layer() = default;
+
+  virtual std::unique_ptr<Saved> forward(const Context& ctx, const Rows& rows,
+                                         const LayerForward& io) const = 0;
+  virtual void backward(const Context& ctx, const Rows& rows, const LayerBackward& io,
+                        const Saved& saved) const = 0;
+
+  // The state that one token hands to the next, for `rows` rows of at most `max_tokens` tokens.
+  virtual std::vector<StateTensor> state_spec(int64_t rows, int64_t max_tokens) const = 0;
+  // One token from such a state; agrees with forward.
+  virtual void step(const Context& ctx, const LayerStep& io) const = 0;
+
+  // Model FLOPs of the forward per token, at rows of `row_tokens` tokens (a multiply-add is 2).
+  virtual double flops_per_token(int64_t row_tokens) const = 0;
+};
+
+}  // namespace sluice

@@ -1,0 +1,84 @@
+// A model: embedding, a stack of residual branches, final norm, head with cross-entropy.
+//
+//   res_0 = embedding(tokens);   res_{i+1} = res_i + branch_i(rms_norm_i(res_i));
+//   loss  = cross_entropy(rms_norm(res_n) head^T, targets)
+// The model owns the residual stream and its gradient. B rows, T tokens, D width, V vocabulary.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "layers/layer.h"
+#include "layers/model_config.h"
+#include "layers/parameter_store.h"
+
+namespace sluice {
+
+enum class Recompute : uint8_t {
+  none,
+  selective,  // feed-forward branches keep only their input and are replayed in the backward
+  full,       // every branch
+};
+std::span<const char* const> enum_names(Recompute);
+
+// One micro-batch, on this rank.
+struct ModelInput {
+  ConstTensorView tokens;   // (B, T) i32
+  ConstTensorView targets;  // (B, T) i32, -1 = none; not needed for logits
+  const Rows& rows;
+};
+
+struct TrainingPass {
+  double loss_scale = 1;                 // 1 / target tokens of the step, world-wide
+  StepStatistics* statistics = nullptr;  // optional
+  // Called when a parameter's gradient is complete for this micro-batch; optional.
+  std::function<void(ParameterId)> gradient_ready;
+};
+
+class Model {
+ public:
+  // Adds its parameters to the store; the caller freezes it. Throws UsageError on a bad
+  // configuration.
+  Model(const ModelConfig& config, ParameterStore& store, Recompute recompute = Recompute::none);
+
+  // Forward and backward: adds the gradient of loss_scale * (sum of token losses) + auxiliary
+  // losses to the store's bound gradients. Returns the sum of token losses (0 in counting mode).
+  double train(const Context& ctx, const ModelInput& input, const TrainingPass& pass) const;
+  // Forward only. Returns the sum of token losses.
+  double evaluate(const Context& ctx, const ModelInput& input) const;
+  // Forward only; logits (B, T, V).
+  void logits(const Context& ctx, const ModelInput& input, TensorView logits) const;
+
+  // Generation, one token per row from a recurrent state of constant size (attention: a cache of
+  // max_tokens). `tokens` (B) i32, logits (B, V).
+  std::vector<StateTensor> state_spec(int64_t rows, int64_t max_tokens) const;
+  void step(const Context& ctx, ConstTensorView tokens, int64_t position,
+            const std::vector<TensorView>& states, TensorView logits) const;
+
+  // Model FLOPs per token, forward plus backward (3 times the forward; recomputation not counted).
+  double flops_per_token(int64_t row_tokens) const;
+  const std::vector<BranchConfig>& branches() const { return branch_configs_; }
+  const ModelConfig& config() const { return config_; }
+
+ private:
+  struct Branch {
+    ParameterId norm;
+    std::unique_ptr<Layer> layer;
+    std::vector<ParameterId> parameters;  // norm included
+  };
+  struct Tape;
+
+  TensorView forward(const Context& ctx, const ModelInput& input, StepStatistics* statistics,
+                     Tape& tape) const;
+  void backward(const Context& ctx, const ModelInput& input, const TrainingPass& pass, Tape& tape,
+                TensorView dresidual) const;
+
+  ModelConfig config_;
+  std::vector<BranchConfig> branch_configs_;
+  ParameterStore& store_;
+  ParameterId embedding_, final_norm_, head_;  // head_ is embedding_ when tied
+  std::vector<Branch> branches_;
+};
+
+}  // namespace sluice

@@ -1,0 +1,98 @@
+// All parameters of a model, under dotted names, in one flat arena of values and one of gradients.
+//
+// Layers add their parameters when they are built; freeze() then lays them out: grouped by who
+// reduces their gradients, in the order they were added, each starting at a multiple of 256 bytes.
+// Padding is zero and belongs to nobody. So gradient buckets and optimizer shards are plain spans
+// of the arenas.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "kernels/core/context.h"
+
+namespace sluice {
+
+enum class ReduceGroup : uint8_t {
+  dense,   // reduced over dp x cp
+  expert,  // reduced over (dp / ep) x cp
+};
+
+// The initial value of one element: a function of the parameter's key and the element's global
+// index, whoever holds it.
+using Initializer = std::function<double(RngKey key, int64_t index)>;
+
+struct ParameterFlags {
+  bool decay = true;  // weight decay applies (not to A_log, D, dt_bias, norms, biases)
+  ReduceGroup group = ReduceGroup::dense;
+  bool frozen = false;  // no optimizer update
+  double lr_scale = 1;
+};
+
+// Rows of a packed projection that other programs hold as tensors of their own.
+struct ParameterPart {
+  std::string name;
+  int64_t rows = 0;
+};
+
+struct Parameter {
+  std::string name;
+  Dims dims;
+  Initializer init;
+  ParameterFlags flags;
+  std::vector<ParameterPart> parts;  // of the last-but-one dim; empty: one part
+  int64_t offset = 0;                // first element in the flat arenas, after freeze()
+};
+
+struct ParameterId {
+  int32_t index = -1;
+};
+
+class ParameterStore {
+ public:
+  // dtype: f32 or f64 (the values are the masters).
+  explicit ParameterStore(DType dtype, Device device = kCpu) : dtype_(dtype), device_(device) {}
+
+  // Throws Error(bug) if the name exists or the store is frozen.
+  ParameterId add(std::string name, const Dims& dims, Initializer init, ParameterFlags flags = {},
+                  std::vector<ParameterPart> parts = {});
+
+  // Lays out the arenas. With allocate = false (planning) views hold null.
+  void freeze(bool allocate = true);
+  void initialise(uint64_t seed);
+
+  DType dtype() const { return dtype_; }
+  int64_t flat_size() const { return flat_size_; }  // elements of an arena, padding included
+  int64_t num_elements() const;                     // of all parameters, padding excluded
+  const std::vector<Parameter>& parameters() const { return parameters_; }
+  const Parameter& parameter(ParameterId id) const { return parameters_[id.index]; }
+  ParameterId find(std::string_view name) const;  // index -1 if there is none
+
+  TensorView value(ParameterId id) const { return view(values_, id); }
+  TensorView values() const { return values_; }  // (flat_size)
+
+  // Gradients accumulate into whatever flat tensor is bound (dtype of values, flat_size elements).
+  void bind_gradients(TensorView flat);
+  TensorView grad(ParameterId id) const { return view(gradients_, id); }
+  TensorView gradients() const { return gradients_; }
+
+  // The parameter's elements within any flat tensor of this layout (values, moments, gradients).
+  TensorView view(TensorView flat, ParameterId id) const;
+  // End of the parameter's storage, padding included: where the next one starts.
+  int64_t padded_end(ParameterId id) const;
+
+ private:
+  DType dtype_;
+  Device device_;
+  std::vector<Parameter> parameters_;
+  bool frozen_ = false;
+  int64_t flat_size_ = 0;
+  Buffer storage_;
+  TensorView values_;
+  TensorView gradients_;
+};
+
+}  // namespace sluice
