@@ -1,5 +1,9 @@
-// Token embedding: y[t] = weight[tokens[t]]. Backward: dweight[v] += sum of dy[t] over tokens[t] ==
-// v, summed in token order whatever the thread count. A token outside [0, V) throws DataError.
+// Token embedding: y[t] = weight[tokens[t]].
+//
+// Backward: dweight[v] += sum of dy[t] over the tokens t with tokens[t] == v, added in token order
+// whatever the thread count. A token outside [0, V) throws DataError.
+//
+// B batch, T tokens on this rank, V vocabulary, D model
 #pragma once
 
 #include "kernels/core/context.h"
@@ -16,7 +20,7 @@ void embedding_forward(const Context& ctx, const EmbeddingForward& args);
 struct EmbeddingBackward {
   ConstTensorView tokens = {};  // (B, T) i32
   ConstTensorView dy = {};      // (B, T, D)
-  TensorView dweight = {};      // (V, D), accumulated
+  TensorView dweight = {};      // (V, D) statistics, accumulated
 };
 void embedding_backward(const Context& ctx, const EmbeddingBackward& args);
 
