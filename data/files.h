@@ -1,0 +1,47 @@
+// Whole files: read with a limit, written atomically, hashed. Whoever reads a final name sees the
+// old bytes or the new ones, never half of a file.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <string_view>
+
+namespace sluice {
+
+// Writes beside the target under a temporary name: preallocate, write, fsync, close, rename over
+// the target, fsync of the folder. Throws IoError (naming the path, the bytes needed and the bytes
+// free) and leaves the target as it was. Preallocation finds a full disk before a byte is written.
+void atomic_write_file(const std::string& path, std::string_view bytes);
+
+// The folder's entries reach the disk. Throws IoError.
+void sync_folder(const std::string& folder);
+
+// The folder a path lies in: "." for a bare name.
+std::string folder_of(const std::string& path);
+
+// Throws IoError if the file cannot be read or is no regular file, DataError if it is larger than
+// `max_bytes` (before anything is allocated).
+std::string read_whole_file(const std::string& path, int64_t max_bytes);
+
+// XXH3-128, 32 hexadecimal digits in canonical (big-endian) order as printed by xxh128sum.
+std::string xxh3_128_hex(std::string_view bytes);
+uint64_t xxh3_64(std::string_view bytes);
+
+// The same of bytes that come in pieces.
+class Xxh3Stream {
+ public:
+  Xxh3Stream();
+  ~Xxh3Stream();
+  Xxh3Stream(Xxh3Stream&&) noexcept;
+  Xxh3Stream& operator=(Xxh3Stream&&) noexcept;
+
+  void update(const void* data, size_t bytes);
+  std::string hex() const;  // of everything so far
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace sluice
