@@ -1,8 +1,14 @@
 // Activations of feed-forward layers.
 //
-//   swiglu   y = silu(gate) * up          (Shazeer, "GLU Variants Improve Transformer", 2020, eq.
-//   6) relu2    y = max(x, 0)^2              (So et al., "Primer", 2021) gelu     y = x * Phi(x),
-//   with the error function  (Hendrycks and Gimpel, 2016)
+//   swiglu   y = silu(x) * up,  silu(x) = x / (1 + exp(-x))
+//            (Shazeer, "GLU Variants Improve Transformer", 2020, eq. 6)
+//   relu2    y = max(x, 0)^2    (So et al., "Primer", 2021)
+//   gelu     y = x * Phi(x)     with the error function (Hendrycks and Gimpel, 2016)
+//
+// Backward, with s = 1 / (1 + exp(-x)):
+//   swiglu   dx = dy * up * s * (1 + x * (1 - s));   dup = dy * x * s
+//   relu2    dx = dy * 2 max(x, 0)
+//   gelu     dx = dy * (Phi(x) + x * phi(x))
 #pragma once
 
 #include <span>
