@@ -1,1 +1,58 @@
 #include "kernels/elementwise/elementwise.h"
+
+#include "kernels/core/dispatch.h"
+#include "kernels/core/row_blocks.h"
+#include "kernels/elementwise/elementwise_cpu.h"
+
+namespace sluice {
+
+void add(const Context& ctx, ConstTensorView x, TensorView y) {
+  expect("x", x, y.dims, y.dtype, ctx.device);
+  expect("y", y, y.dims, y.dtype, ctx.device);
+  if (ctx.counting()) return;
+  if (!ctx.device.is_cpu()) fail_no_cuda("add");
+  dispatch_float(y.dtype, [&]<class T>() { cpu::add<T>(x, y); });
+}
+
+void copy(const Context& ctx, ConstTensorView x, TensorView y) {
+  expect("x", x, y.dims, y.dtype, ctx.device);
+  expect("y", y, y.dims, y.dtype, ctx.device);
+  if (ctx.counting()) return;
+  if (!ctx.device.is_cpu()) fail_no_cuda("copy");
+  cpu::copy(x, y);
+}
+
+void scale(const Context& ctx, double factor, TensorView y) {
+  expect("y", y, y.dims, y.dtype, ctx.device);
+  if (ctx.counting()) return;
+  if (!ctx.device.is_cpu()) fail_no_cuda("scale");
+  dispatch_float(y.dtype, [&]<class T>() { cpu::scale<T>(T(factor), y); });
+}
+
+void zero(const Context& ctx, TensorView y) {
+  expect("y", y, y.dims, y.dtype, ctx.device);
+  if (ctx.counting()) return;
+  if (!ctx.device.is_cpu()) fail_no_cuda("zero");
+  cpu::zero(y);
+}
+
+void add_bias(const Context& ctx, ConstTensorView bias, TensorView y) {
+  expect("bias", bias, {y.row_size()}, stat_dtype(y.dtype), ctx.device);
+  expect("y", y, y.dims, y.dtype, ctx.device);
+  if (ctx.counting()) return;
+  if (!ctx.device.is_cpu()) fail_no_cuda("add_bias");
+  dispatch_float(y.dtype, [&]<class T>() { cpu::add_bias<T>(bias, y); });
+}
+
+void sum_rows(const Context& ctx, ConstTensorView x, TensorView total) {
+  expect("x", x, x.dims, x.dtype, ctx.device);
+  expect("total", total, {x.row_size()}, stat_dtype(x.dtype), ctx.device);
+  const ArenaScope scope(*ctx.scratch);
+  const TensorView partial =
+      ctx.scratch->alloc({RowBlocks(x.rows()).count, x.row_size()}, stat_dtype(x.dtype));
+  if (ctx.counting()) return;
+  if (!ctx.device.is_cpu()) fail_no_cuda("sum_rows");
+  dispatch_float(x.dtype, [&]<class T>() { cpu::sum_rows<T>(x, total, partial); });
+}
+
+}  // namespace sluice

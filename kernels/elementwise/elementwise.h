@@ -1,4 +1,4 @@
-// Sums and fills of whole tensors.
+// Sums and fills of whole tensors. Rows may be strided.
 #pragma once
 
 #include "kernels/core/context.h"
@@ -6,11 +6,13 @@
 namespace sluice {
 
 void add(const Context& ctx, ConstTensorView x, TensorView y);   // y += x
-void copy(const Context& ctx, ConstTensorView x, TensorView y);  // y = x, rows may be strided
+void copy(const Context& ctx, ConstTensorView x, TensorView y);  // y = x, of any dtype
 void scale(const Context& ctx, double factor, TensorView y);     // y *= factor
-void zero(const Context& ctx, TensorView y);                     // y = 0
-void add_bias(const Context& ctx, ConstTensorView bias, TensorView y);  // y[row] += bias (row_size)
-void sum_rows(const Context& ctx, ConstTensorView x,
-              TensorView total);  // total (row_size) += sum of rows
+void zero(const Context& ctx, TensorView y);                     // y = 0, of any dtype
+
+// y[row] += bias, for every row of y.
+void add_bias(const Context& ctx, ConstTensorView bias, TensorView y);  // bias: (row_size)
+// total += the sum of the rows of x.
+void sum_rows(const Context& ctx, ConstTensorView x, TensorView total);  // total: (row_size)
 
 }  // namespace sluice

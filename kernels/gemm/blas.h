@@ -1,5 +1,10 @@
 // One tile product on the calling thread, for operators that are themselves tiles of GEMMs (SSD,
 // attention, cross-entropy). Row-major; ld* are the row strides in elements.
+//
+//   C (m, n) = alpha op(A) (m, k) op(B) (k, n) + beta C
+//
+// beta = 0 overwrites C whatever it held; m, n and k may be 0. Inside or outside a parallel region,
+// OpenBLAS runs on the calling thread alone, so the bits do not depend on the thread count.
 #pragma once
 
 #include <cstdint>

@@ -1,17 +1,17 @@
 // Matrix products, through OpenBLAS on the CPU.
 //
 //   gemm:          C = alpha op(A) op(B) + beta C          op(X) is X or its transpose
-//   grouped_gemm:  the same for X row groups at once: group e takes the rows [offsets[e],
-//   offsets[e+1])
+//   grouped_gemm:  the same for X groups of rows: group e is the rows [offsets[e], offsets[e+1])
 //
 // A linear layer y = x W^T, W (out, in), is, with rows = B*T:
 //   forward   y  = x W^T      {.a = x,  .b = W, .c = y,  .transpose_b = true}
 //   data      dx = dy W       {.a = dy, .b = W, .c = dx}
 //   weight    dW += dy^T x    {.a = dy, .b = x, .c = dW, .transpose_a = true, .beta = 1}
 //
-// Operands are matrices (or tensors seen as matrix(): rows by row_size), rows may be strided. C
-// must not overlap A or B. The CPU splits C into tiles by the shape alone and never splits the
-// inner dimension, so results do not depend on the thread count.
+// Operands are matrices (tensors are given as matrix(): rows by row_size), rows may be strided. C
+// must not overlap A or B. M, N and K may be 0; beta applies all the same. The CPU splits C into
+// tiles by the shape alone and never splits the inner dimension, so results do not depend on the
+// thread count.
 #pragma once
 
 #include "kernels/core/context.h"
@@ -29,13 +29,13 @@ struct Gemm {
 };
 void gemm(const Context& ctx, const Gemm& args);
 
-// Experts. `rows_*` hold all groups' rows one after the other; `weights` one matrix per group.
+// Experts: C[rows of e] = A[rows of e] op(weights[e]) + beta C. Rows from offsets[X] on are left
+// alone.
 struct GroupedGemm {
   ConstTensorView a = {};        // (rows, K)
   ConstTensorView weights = {};  // (X, K, N), or (X, N, K) if transpose_weights
   TensorView c = {};             // (rows, N)
-  ConstTensorView offsets =
-      {};  // (X + 1) i64, ascending from 0; rows beyond offsets[X] are left alone
+  ConstTensorView offsets = {};  // (X + 1) i64, ascending from 0
   bool transpose_weights = false;
   double beta = 0;
 };

@@ -1,0 +1,115 @@
+#include "kernels/elementwise/elementwise.h"
+
+#include <gtest/gtest.h>
+
+#include "kernels/core/row_blocks.h"
+#include "kernels/core/threads.h"
+#include "tests/support/tensors.h"
+#include "tests/support/tolerance.h"
+
+namespace sluice::test {
+namespace {
+
+// (dims, row padding): packed and strided, larger than a piece and with empty rows.
+class ElementwiseShapes : public testing::TestWithParam<std::pair<Dims, int64_t>> {
+ protected:
+  Tensor random(uint64_t seed, int64_t padding) const {
+    Tensor tensor(GetParam().first, DType::f64, padding);
+    tensor.fill_normal(seed);
+    return tensor;
+  }
+  TestContext ctx;
+};
+
+TEST_P(ElementwiseShapes, AddScaleCopyZero) {
+  Tensor x = random(1, 0), y = random(2, GetParam().second);
+  const Tensor before = y.clone();
+  add(ctx, x, y);
+  for (int64_t i = 0; i < y.numel(); ++i) ASSERT_EQ(y.get(i), x.get(i) + before.get(i));
+  scale(ctx, -2, y);
+  for (int64_t i = 0; i < y.numel(); ++i) ASSERT_EQ(y.get(i), -2 * (x.get(i) + before.get(i)));
+  copy(ctx, x, y);
+  EXPECT_TRUE(bit_equal(x, y));
+  zero(ctx, y);
+  for (int64_t i = 0; i < y.numel(); ++i) ASSERT_EQ(y.get(i), 0);
+}
+
+TEST_P(ElementwiseShapes, BiasAndItsGradient) {
+  Tensor y = random(1, GetParam().second);
+  const Tensor before = y.clone();
+  const int64_t columns = y.dims().row_size();
+  Tensor bias = normal({columns}, DType::f64, 2);
+  add_bias(ctx, bias, y);
+  for (int64_t i = 0; i < y.numel(); ++i) {
+    ASSERT_EQ(y.get(i), before.get(i) + bias.get(i % columns));
+  }
+  Tensor total = normal({columns}, DType::f64, 3), expected = total.clone();
+  sum_rows(ctx, y, total);
+  for (int64_t i = 0; i < y.numel(); ++i) {
+    expected.set(i % columns, expected.get(i % columns) + y.get(i));
+  }
+  EXPECT_LE(relative_error(total, expected), tolerance(DType::f64, y.dims().rows()));
+}
+
+INSTANTIATE_TEST_SUITE_P(Shapes, ElementwiseShapes,
+                         testing::Values(std::pair(Dims{1, 1}, 0), std::pair(Dims{5, 7}, 0),
+                                         std::pair(Dims{3, 17, 5, 2}, 6),
+                                         std::pair(Dims{2, 17011}, 3), std::pair(Dims{97, 3}, 0),
+                                         std::pair(Dims{4, 0}, 1)));
+
+TEST(Elementwise, WhatLiesBetweenRowsIsLeftAlone) {
+  TestContext ctx;
+  Tensor wide = normal({4, 10}, DType::f32, 1);
+  const Tensor before = wide.clone();
+  zero(ctx, wide.view().columns(2, {5}));
+  for (int64_t i = 0; i < wide.numel(); ++i) {
+    const bool inside = i % 10 >= 2 && i % 10 < 7;
+    EXPECT_EQ(wide.get(i), inside ? 0 : before.get(i));
+  }
+}
+
+TEST(Elementwise, CopiesAndZeroesIntegers) {
+  TestContext ctx;
+  Tensor x({3, 5}, DType::i32), y({3, 5}, DType::i32, 2);
+  x.fill_below(1, 1000);
+  copy(ctx, x, y);
+  EXPECT_TRUE(bit_equal(x, y));
+  zero(ctx, y);
+  EXPECT_EQ(y.values(), std::vector<double>(15, 0));
+  EXPECT_THROW(add(ctx, x, y), Error);
+}
+
+TEST(Elementwise, SumsDoNotDependOnTheThreadCount) {
+  TestContext ctx;
+  const int before = num_threads();
+  Tensor x = normal({331, 19}, DType::f32, 1);
+  Tensor one = zeros({19}, DType::f32), two = zeros({19}, DType::f32);
+  set_num_threads(1);
+  sum_rows(ctx, x, one);
+  set_num_threads(2);
+  sum_rows(ctx, x, two);
+  set_num_threads(before);
+  EXPECT_TRUE(bit_equal(one, two));
+}
+
+TEST(Elementwise, RefusesWrongShapes) {
+  TestContext ctx;
+  Tensor x = normal({2, 3}, DType::f32, 1), y = normal({3, 2}, DType::f32, 2);
+  EXPECT_THROW(add(ctx, x, y), Error);
+  EXPECT_THROW(copy(ctx, x, y), Error);
+  EXPECT_THROW(add_bias(ctx, normal({3}, DType::f32, 3), y), Error);
+  EXPECT_THROW(sum_rows(ctx, x, zeros({2}, DType::f32)), Error);
+}
+
+TEST(Elementwise, CountingRunsMeasureScratch) {
+  Arena saved = Arena::counting("saved", kCpu), scratch = Arena::counting("scratch", kCpu);
+  const Context ctx{.device = kCpu, .stream = {}, .saved = &saved, .scratch = &scratch, .rng = {}};
+  const ConstTensorView x(nullptr, {100, 7}, DType::f32);
+  const TensorView total(nullptr, {7}, DType::f32);
+  sum_rows(ctx, x, total);
+  EXPECT_EQ(scratch.peak(), align_up(RowBlocks(100).count * 7 * sizeof(float)));
+  EXPECT_EQ(scratch.used(), 0u);
+}
+
+}  // namespace
+}  // namespace sluice::test
