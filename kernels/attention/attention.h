@@ -3,11 +3,8 @@
 // algorithms 1 and 4; Ainslie et al., "GQA", 2023).
 //
 // Query t has index t + query_begin among the keys. It sees key s iff
-//   s <= t + query_begin,   s >= doc_begin[t] + query_begin,
-//   and, if window > 0,     s > t + query_begin - window
-// A query always sees its own key. Keys that no query sees get zero gradients.
-//   lse[t] = log sum_s exp(scale q[t] . k[s])
-//   p[t,s] = exp(scale q[t] . k[s] - lse[t]);   y[t] = sum_s p[t,s] v[s]
+//   s <= t + query_begin,   s >= doc_begin[t] + query_begin,   and, if window > 0, s > t +
+//   query_begin - window p[t,s] = exp(scale q[t] . k[s] - lse[t]);   y[t] = sum_s p[t,s] v[s]
 // Query head h reads key-value head h * Hkv / Hq.
 //
 // Backward (recomputing p):  dv[s] = sum p dy[t];  dp = dy[t] . v[s];  ds = p (dp - dy[t] . y[t]);
