@@ -48,6 +48,7 @@ class GradientReducer {
   void finish();
 
  private:
+  void report(int64_t begin, int64_t end);
   void start_bucket(const Slice& bucket);
 
   Communicator& group_;

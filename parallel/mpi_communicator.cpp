@@ -1,0 +1,251 @@
+#include "parallel/mpi_communicator.h"
+
+#include <mpi.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "parallel/host_communicator.h"
+#include "parallel/worker.h"
+
+#define MPI_CHECK(call)                                           \
+  do {                                                            \
+    const int mpi_status = (call);                                \
+    if (mpi_status != MPI_SUCCESS) mpi_failed(#call, mpi_status); \
+  } while (0)
+
+namespace sluice {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+// Most waits end within microseconds of each other's arrival; after that a peer is still computing,
+// and so may we be: sleep.
+constexpr auto kPollTime = std::chrono::microseconds(100);
+constexpr auto kSleepTime = std::chrono::microseconds(20);
+constexpr auto kAbortTime = std::chrono::seconds(2);  // for the worker to end the job itself
+constexpr int kNotAborting = -1;
+
+[[noreturn]] void mpi_failed(const char* call, int status) {
+  char text[MPI_MAX_ERROR_STRING] = "";
+  int length = 0;
+  MPI_Error_string(status, text, &length);
+  throw Error(ExitCode::hang, concat("MPI failed: ", text, " in ", call));
+}
+
+// What the world and its groups share. It belongs to the world.
+struct Runtime {
+  explicit Runtime(const WorldOptions& options) : options(options) {}
+
+  WorldOptions options;
+  std::atomic<bool> cancelled = false;  // nobody will wait for what is in flight
+  std::atomic<int> abort_code = kNotAborting;
+  std::atomic<bool> finalized = false;
+  Worker worker;
+};
+
+// Requests of one exchange, in pieces of at most the message limit.
+class Requests {
+ public:
+  Requests(MPI_Comm comm, int tag, int64_t limit) : comm_(comm), tag_(tag), limit_(limit) {}
+
+  void send(int to, const char* data, int64_t bytes) {
+    for (int64_t at = 0; at < bytes; at += limit_) {
+      const int count = int(std::min(limit_, bytes - at));
+      MPI_CHECK(MPI_Isend(data + at, count, MPI_BYTE, to, tag_, comm_, add()));
+    }
+  }
+  // Any tag is let in, for then a rank that makes another call is found out at once instead of
+  // being waited for; check_received() holds the tag to what it must be.
+  void receive(int from, char* data, int64_t bytes) {
+    for (int64_t at = 0; at < bytes; at += limit_) {
+      const int count = int(std::min(limit_, bytes - at));
+      MPI_CHECK(MPI_Irecv(data + at, count, MPI_BYTE, from, MPI_ANY_TAG, comm_, add()));
+      expected_.push_back(count);
+    }
+  }
+  // Receives are posted before sends, so their statuses come first.
+  bool test() {
+    statuses_.resize(requests_.size());
+    int all_done = 0;
+    const int status =
+        MPI_Testall(int(requests_.size()), requests_.data(), &all_done, statuses_.data());
+    if (status == MPI_ERR_IN_STATUS) {
+      for (const MPI_Status& one : statuses_) {
+        if (one.MPI_ERROR != MPI_SUCCESS && one.MPI_ERROR != MPI_ERR_PENDING)
+          mpi_failed("MPI_Testall", one.MPI_ERROR);
+      }
+    }
+    MPI_CHECK(status);
+    return all_done != 0;
+  }
+  template <class Check>
+  void check_received(Check&& check) const {
+    for (size_t i = 0; i < expected_.size(); ++i) {
+      int count = 0;
+      MPI_CHECK(MPI_Get_count(&statuses_[i], MPI_BYTE, &count));
+      check(statuses_[i].MPI_SOURCE, expected_[i], count, statuses_[i].MPI_TAG);
+    }
+  }
+
+ private:
+  MPI_Request* add() { return &requests_.emplace_back(MPI_REQUEST_NULL); }
+
+  MPI_Comm comm_;
+  int tag_;
+  int64_t limit_;
+  std::vector<MPI_Request> requests_;
+  std::vector<MPI_Status> statuses_;
+  std::vector<int> expected_;
+};
+
+class MpiCommunicator final : public HostCommunicator {
+ public:
+  MpiCommunicator(Runtime& runtime, MPI_Comm comm, int rank, int size)
+      : HostCommunicator(rank, size, runtime.options.check_calls), runtime_(runtime), comm_(comm) {}
+  ~MpiCommunicator() override {
+    if (!in_flight()) return;
+    runtime_.cancelled = true;
+    runtime_.worker.drain();
+  }
+
+  // Makes this the world, which ends the runtime with itself.
+  void own(std::unique_ptr<Runtime> runtime) { owned_ = std::move(runtime); }
+
+  const char* name() const override { return "mpi"; }
+  void abort(ExitCode code) override;
+  void shutdown() override;
+
+ private:
+  Event enqueue(std::function<void()> job) override { return runtime_.worker.run(std::move(job)); }
+  void exchange(std::span<const Outgoing> outgoing, std::span<const Incoming> incoming,
+                uint32_t tag) override;
+  void wait(Requests& requests);
+  std::unique_ptr<Communicator> make_group(int color, const std::vector<int>& members,
+                                           int index) override;
+
+  std::unique_ptr<Runtime> owned_;
+  Runtime& runtime_;
+  MPI_Comm comm_;
+  std::string broken_;  // by an earlier failure
+};
+
+void MpiCommunicator::exchange(std::span<const Outgoing> outgoing,
+                               std::span<const Incoming> incoming, uint32_t tag) {
+  if (!broken_.empty()) throw Error(ExitCode::hang, "after an earlier failure: " + broken_);
+  try {
+    Requests requests(comm_, int(tag), runtime_.options.message_limit);
+    for (const Incoming& message : incoming)
+      requests.receive(message.peer, message.data, message.bytes);
+    for (const Outgoing& message : outgoing)
+      requests.send(message.peer, message.data, message.bytes);
+    wait(requests);
+    requests.check_received([&](int from, int64_t expected, int64_t bytes, int tag_got) {
+      check_message({.peer = from, .bytes = expected}, bytes, tag, uint32_t(tag_got));
+    });
+  } catch (const Error& error) {
+    broken_ = error.what();
+    throw;
+  }
+}
+
+void MpiCommunicator::wait(Requests& requests) {
+  const Clock::time_point sleep_from = Clock::now() + kPollTime;
+  while (!requests.test()) {
+    if (runtime_.abort_code != kNotAborting) MPI_Abort(MPI_COMM_WORLD, runtime_.abort_code);
+    if (runtime_.cancelled) {
+      throw Error(ExitCode::hang, "a communicator was dropped with verbs in flight");
+    }
+    if (Clock::now() < sleep_from) {
+      std::this_thread::yield();
+    } else {
+      std::this_thread::sleep_for(kSleepTime);
+    }
+  }
+}
+
+std::unique_ptr<Communicator> MpiCommunicator::make_group(int color,
+                                                          const std::vector<int>& members,
+                                                          int index) {
+  MPI_Comm group = MPI_COMM_NULL;
+  runtime_.worker
+      .run([&] {
+        MPI_CHECK(MPI_Comm_split(comm_, members.empty() ? MPI_UNDEFINED : color, index, &group));
+      })
+      .wait();
+  if (members.empty()) return nullptr;
+  return std::make_unique<MpiCommunicator>(runtime_, group, index, int(members.size()));
+}
+
+void MpiCommunicator::abort(ExitCode code) {
+  if (runtime_.finalized) return;
+  runtime_.abort_code = int(code);
+  const Event aborted = runtime_.worker.run([code] { MPI_Abort(MPI_COMM_WORLD, int(code)); });
+  const Clock::time_point until = Clock::now() + kAbortTime;
+  while (!aborted.done() && Clock::now() < until) std::this_thread::sleep_for(kSleepTime);
+  MPI_Abort(MPI_COMM_WORLD, int(code));  // the worker is stuck inside MPI
+}
+
+void MpiCommunicator::shutdown() {
+  barrier().wait();
+  runtime_.worker
+      .run([this] {
+        if (owned_ == nullptr) {
+          MPI_CHECK(MPI_Comm_free(&comm_));
+        } else {
+          MPI_CHECK(MPI_Finalize());
+          runtime_.finalized = true;
+        }
+      })
+      .wait();
+}
+
+void init_mpi(const Launcher& launcher, int& rank, int& size) {
+  int threads = 0;
+  MPI_CHECK(MPI_Init_thread(nullptr, nullptr, MPI_THREAD_SERIALIZED, &threads));
+  MPI_CHECK(MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN));
+  MPI_CHECK(MPI_Comm_rank(MPI_COMM_WORLD, &rank));
+  MPI_CHECK(MPI_Comm_size(MPI_COMM_WORLD, &size));
+  const bool differs = launcher.size != 0 && launcher.size != size;
+  if (!differs && threads >= MPI_THREAD_SERIALIZED) return;
+  MPI_Finalize();
+  if (differs) {
+    throw UsageError(concat(launcher.name, " started ", launcher.size, " ranks, MPI sees ", size,
+                            ": the launcher and the MPI that sluice was built with differ; use the "
+                            "mpirun of the latter (see sluice --version)"));
+  }
+  throw UsageError("this MPI does not let a thread of its own call it (MPI_THREAD_SERIALIZED)");
+}
+
+}  // namespace
+
+World make_mpi_world(const Launcher& launcher, const WorldOptions& options) {
+  SLUICE_CHECK(options.message_limit >= 1 && options.message_limit < (int64_t{1} << 31),
+               "the message limit is at least 1 and below 2^31 bytes, got ", options.message_limit);
+  auto runtime = std::make_unique<Runtime>(options);
+  World world;
+  int rank = 0;
+  int size = 1;
+  runtime->worker
+      .run([&] {
+        init_mpi(launcher, rank, size);
+        MPI_Comm host = MPI_COMM_NULL;
+        MPI_CHECK(
+            MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, rank, MPI_INFO_NULL, &host));
+        MPI_CHECK(MPI_Comm_rank(host, &world.local_rank));
+        MPI_CHECK(MPI_Comm_size(host, &world.local_size));
+        MPI_CHECK(MPI_Comm_free(&host));
+      })
+      .wait();
+  auto comm = std::make_unique<MpiCommunicator>(*runtime, MPI_COMM_WORLD, rank, size);
+  comm->own(std::move(runtime));
+  world.comm = std::move(comm);
+  return world;
+}
+
+}  // namespace sluice

@@ -1,0 +1,258 @@
+#include "parallel/gradient_reducer.h"
+
+#include <chrono>
+#include <condition_variable>
+#include <mutex>
+
+#include "parallel/halving_tree.h"
+#include "parallel/micro_batch_tree.h"
+#include "parallel/self_communicator.h"
+#include "tests/parallel/backends.h"
+#include "tests/parallel/delayed_communicator.h"
+#include "tests/support/tensors.h"
+
+namespace sluice::test {
+namespace {
+
+// Parameters of several sizes, one of them larger than a bucket, one empty, padding at the end.
+const std::vector<int64_t> kStarts = {0, 700, 701, 901, 901, 950, 1100, 1164};
+constexpr int64_t kElements = 1200;
+
+GradientBuckets buckets_of(int64_t bucket_bytes, DType dtype = DType::f32) {
+  return {.starts = kStarts, .elements = kElements, .dtype = dtype, .bucket_bytes = bucket_bytes};
+}
+
+TEST(GradientReducer, CutsBucketsAtParametersFromTheEnd) {
+  const auto self = make_self_communicator();
+  for (const DType dtype : {DType::f32, DType::f64}) {
+    for (const int64_t elements : {1, 100, 128, 300, 499, 500, 501, 1200, 5000}) {
+      const GradientReducer reducer(*self, buckets_of(elements * int64_t(size_of(dtype)), dtype));
+      int64_t end = kElements;
+      for (const Slice& bucket : reducer.buckets()) {
+        EXPECT_EQ(bucket.end, end);
+        EXPECT_LT(bucket.begin, bucket.end);
+        EXPECT_EQ(std::count(kStarts.begin(), kStarts.end(), bucket.begin) > 0, true);
+        EXPECT_TRUE(bucket.size() >= elements || bucket.begin == 0);
+        // Closed as soon as it was full: one parameter less would have been too little.
+        const auto second = std::upper_bound(kStarts.begin(), kStarts.end(), bucket.begin);
+        if (second != kStarts.end() && *second < bucket.end) {
+          EXPECT_LT(bucket.end - *second, elements);
+        }
+        end = bucket.begin;
+      }
+      EXPECT_EQ(end, 0);
+    }
+  }
+}
+
+float gradient(int64_t micro_batch, int64_t element) {
+  return float(random_normal({.seed = 5, .stream = uint64_t(micro_batch)}, uint64_t(element)));
+}
+
+float tree_sum(int64_t lo, int64_t hi, int64_t element) {
+  if (hi - lo == 1) return gradient(lo, element);
+  const int64_t middle = halving_middle(lo, hi);
+  return tree_sum(lo, middle, element) + tree_sum(middle, hi, element);
+}
+
+// A step of `per_rank` micro-batches on this rank: the last one's backward goes parameter by
+// parameter from the end, and each is reported as it is done.
+std::vector<float> step(Communicator& group, GradientReducer& reducer, int64_t per_rank) {
+  const MicroBatchTree tree(per_rank);
+  std::vector<std::vector<float>> memory(tree.buffers(), std::vector<float>(kElements));
+  std::vector<TensorView> buffers;
+  for (std::vector<float>& buffer : memory)
+    buffers.push_back(TensorView(buffer.data(), {kElements}));
+  reducer.begin(buffers[0]);
+  for (int64_t i = 0; i < per_rank; ++i) {
+    const MicroBatchTree::Leaf leaf = tree.leaf(i);
+    int64_t end = kElements;
+    for (auto start = kStarts.rbegin(); start != kStarts.rend(); ++start) {
+      for (int64_t k = *start; k < end; ++k)
+        memory[leaf.buffer][k] = gradient(group.rank() * per_rank + i, k);
+      merge_leaf(leaf, buffers, *start, end);
+      if (i + 1 == per_rank) reducer.ready(*start, end);
+      end = *start;
+    }
+  }
+  reducer.finish();
+  return memory[0];
+}
+
+// Ranks as leaves, each the sum of its own block.
+float sum_over_ranks(int64_t lo, int64_t hi, int64_t per_rank, int64_t element) {
+  if (hi - lo == 1) return tree_sum(lo * per_rank, hi * per_rank, element);
+  const int64_t middle = halving_middle(lo, hi);
+  return sum_over_ranks(lo, middle, per_rank, element) +
+         sum_over_ranks(middle, hi, per_rank, element);
+}
+
+class Reducer : public OnBackend {};
+
+TEST_P(Reducer, SumsInTheOrderOfTheTreeForEveryBucketSize) {
+  run([](Communicator& comm) {
+    const bool power_of_two = (comm.size() & (comm.size() - 1)) == 0;
+    for (const int64_t bucket_bytes : {4, 800, 1200, 1 << 20}) {
+      GradientReducer reducer(comm, buckets_of(bucket_bytes));
+      for (const int64_t per_rank : {1, 3, 8}) {
+        const std::vector<float> sum = step(comm, reducer, per_rank);
+        for (int64_t k = 0; k < kElements; ++k) {
+          ASSERT_EQ(sum[k], sum_over_ranks(0, comm.size(), per_rank, k));
+          // 1, 2, 4, 8 ranks: the bits of one rank.
+          if (!power_of_two) continue;
+          ASSERT_EQ(sum[k], tree_sum(0, comm.size() * per_rank, k));
+        }
+      }
+    }
+  });
+}
+
+TEST_P(Reducer, MayStopAtReduceScatter) {
+  run([](Communicator& comm) {
+    GradientReducer reducer(comm, buckets_of(1200), Reduction::reduce_scatter);
+    const std::vector<float> sum = step(comm, reducer, 2);
+    int64_t owned = 0;
+    for (const Slice& slice : reducer.owned()) {
+      owned += slice.size();
+      for (int64_t k = slice.begin; k < slice.end; ++k)
+        ASSERT_EQ(sum[k], sum_over_ranks(0, comm.size(), 2, k)) << "element " << k;
+    }
+    EXPECT_EQ(reduce_value(comm, owned, ReduceOp::sum), kElements);
+    EXPECT_EQ(reducer.owned().size(), reducer.buckets().size());
+  });
+}
+
+// Counts verbs as they begin and end, and holds them while closed.
+class Gate {
+ public:
+  explicit Gate(bool open) : open_(open) {}
+  void open() {
+    change([&] { open_ = true; });
+  }
+  void enter() {
+    change([&] { ++begun_; });
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [&] { return open_; });
+  }
+  void leave() {
+    change([&] { ++ended_; });
+  }
+  bool wait_begun(int count) {
+    return wait([&] { return begun_ >= count; });
+  }
+  bool wait_ended(int count) {
+    return wait([&] { return ended_ >= count; });
+  }
+
+ private:
+  template <class Change>
+  void change(Change&& change) {
+    const std::lock_guard lock(mutex_);
+    change();
+    changed_.notify_all();
+  }
+  template <class Condition>
+  bool wait(Condition&& condition) {
+    std::unique_lock lock(mutex_);
+    return changed_.wait_for(lock, std::chrono::seconds(30), condition);
+  }
+
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  bool open_;
+  int begun_ = 0;
+  int ended_ = 0;
+};
+
+TEST_P(Reducer, ReducesFinishedBucketsWhileTheBackwardGoesOn) {
+  run([](Communicator& comm) {
+    Gate gate(true);
+    DelayedCommunicator delayed(
+        comm, [&](Verb) { gate.enter(); }, [&](Verb) { gate.leave(); });
+    GradientReducer reducer(delayed, buckets_of(800));
+    const std::vector<Slice>& buckets = reducer.buckets();
+    ASSERT_GE(buckets.size(), 3u);
+    std::vector<float> flat(kElements, 1);
+    reducer.begin(TensorView(flat.data(), {kElements}));
+    // The second one alone must wait for the first, so that all ranks keep one order.
+    reducer.ready(buckets[1].begin, buckets[1].end);
+    reducer.ready(buckets[0].begin, buckets[0].end);
+    // Both end while the rest of the arena is still being written.
+    EXPECT_TRUE(gate.wait_ended(2));
+    EXPECT_EQ(flat[buckets[0].begin], float(comm.size()));
+    EXPECT_EQ(flat[buckets[1].end - 1], float(comm.size()));
+    for (int64_t k = 0; k < buckets[1].begin; ++k) flat[k] = 2;
+    reducer.ready(0, buckets[1].begin);
+    reducer.finish();
+    for (int64_t k = 0; k < kElements; ++k)
+      ASSERT_EQ(flat[k], float(comm.size()) * (k < buckets[1].begin ? 2 : 1));
+  });
+}
+
+TEST_P(Reducer, ReadyDoesNotWaitForASlowReduction) {
+  run([](Communicator& comm) {
+    Gate gate(false);
+    DelayedCommunicator delayed(
+        comm, [&](Verb) { gate.enter(); }, [&](Verb) { gate.leave(); });
+    GradientReducer reducer(delayed, buckets_of(800));
+    std::vector<float> flat(kElements, 1);
+    reducer.begin(TensorView(flat.data(), {kElements}));
+    reducer.ready(700, kElements);
+    EXPECT_TRUE(gate.wait_begun(1));  // before finish(), and held there
+    reducer.ready(0, 700);            // returns although nothing has been reduced
+    EXPECT_EQ(flat, std::vector<float>(kElements, 1));
+    gate.open();
+    reducer.finish();
+    EXPECT_EQ(flat, std::vector<float>(kElements, float(comm.size())));
+  });
+}
+
+INSTANTIATE_TEST_SUITE_P(Communicators, Reducer, testing::ValuesIn(backends()), backend_name);
+
+TEST(GradientReducer, EveryElementIsReportedExactlyOnce) {
+  const auto self = make_self_communicator();
+  std::vector<float> flat(kElements);
+  const TensorView view(flat.data(), {kElements});
+  GradientReducer twice(*self, buckets_of(400));
+  twice.begin(view);
+  twice.ready(100, 200);
+  twice.ready(200, 300);
+  EXPECT_THROW(twice.ready(150, 160), Error);
+  EXPECT_THROW(twice.ready(299, 400), Error);
+  EXPECT_THROW(twice.ready(0, 101), Error);
+  EXPECT_THROW(twice.ready(0, kElements), Error);
+  EXPECT_THROW(twice.ready(kElements - 1, kElements + 1), Error);
+  twice.ready(300, kElements);
+  // A parameter that got no gradient has to be reported too.
+  try {
+    twice.finish();
+    ADD_FAILURE() << "elements 0 to 100 were not missed";
+  } catch (const Error& error) {
+    EXPECT_NE(std::string(error.what()).find("element 0 of 1200"), std::string::npos)
+        << error.what();
+  }
+  twice.ready(0, 100);
+  twice.finish();
+  twice.begin(view);  // and the next step starts afresh
+  twice.ready(0, kElements);
+  twice.finish();
+}
+
+TEST(GradientReducer, RefusesAnotherArenaOrOrder) {
+  const auto self = make_self_communicator();
+  std::vector<double> flat(kElements);
+  GradientReducer reducer(*self, buckets_of(400));
+  EXPECT_THROW(reducer.begin(TensorView(flat.data(), {kElements})), Error);
+  EXPECT_THROW(reducer.ready(0, 1), Error);
+  EXPECT_THROW(reducer.finish(), Error);
+  GradientBuckets layout = buckets_of(400);
+  layout.starts = {0, 500, 400};
+  EXPECT_THROW(GradientReducer(*self, layout), Error);
+  layout.starts = {1, 500};
+  EXPECT_THROW(GradientReducer(*self, layout), Error);
+  layout = buckets_of(400, DType::bf16);
+  EXPECT_THROW(GradientReducer(*self, layout), Error);
+}
+
+}  // namespace
+}  // namespace sluice::test
