@@ -1,1 +1,53 @@
 #include "kernels/attention/attention.h"
+
+#include "kernels/attention/attention_cpu.h"
+#include "kernels/core/dispatch.h"
+
+namespace sluice {
+namespace {
+
+// What forward and backward share.
+template <class Args>
+void check_inputs(const Context& ctx, const Args& args) {
+  const auto [B, T, Hq, hd] = args.q.template shape<4>("q: (B, T, Hq, hd)");
+  const auto [key_rows, S, Hkv, key_width] = args.k.template shape<4>("k: (B, S, Hkv, hd)");
+  const DType dtype = args.q.dtype;
+  SLUICE_CHECK(B > 0 && T > 0 && hd > 0, "q is empty: ", to_string(args.q.dims));
+  SLUICE_CHECK(Hkv > 0 && Hq > 0 && Hq % Hkv == 0, "key-value heads must divide query heads, got ",
+               Hkv, " and ", Hq);
+  SLUICE_CHECK(args.query_begin >= 0 && T + args.query_begin <= S, "queries [", args.query_begin,
+               ", ", args.query_begin + T, ") must lie among the ", S, " keys");
+  SLUICE_CHECK(args.window >= 0, "window must not be negative, got ", args.window);
+  expect("q", args.q, args.q.dims, dtype, ctx.device);
+  expect("k", args.k, {B, S, Hkv, hd}, dtype, ctx.device);
+  expect("v", args.v, {B, S, Hkv, hd}, dtype, ctx.device);
+  expect("doc_begin", args.doc_begin, {B, T}, DType::i32, ctx.device);
+  expect("y", args.y, args.q.dims, dtype, ctx.device);
+  if (args.lse) expect("lse", args.lse, {B, T, Hq}, stat_dtype(dtype), ctx.device);
+}
+
+}  // namespace
+
+void attention_forward(const Context& ctx, const AttentionForward& args) {
+  check_inputs(ctx, args);
+  if (ctx.counting()) return;
+  if (!ctx.device.is_cpu()) fail_no_cuda("attention_forward");
+  dispatch_float(args.q.dtype, [&]<class Real>() { cpu::attention_forward<Real>(args); });
+}
+
+void attention_backward(const Context& ctx, const AttentionBackward& args) {
+  check_inputs(ctx, args);
+  const DType dtype = args.q.dtype;
+  SLUICE_CHECK(bool(args.lse), "the backward needs the forward's lse");
+  expect("dy", args.dy, args.q.dims, dtype, ctx.device);
+  expect("dq", args.dq, args.q.dims, dtype, ctx.device);
+  expect("dk", args.dk, args.k.dims, dtype, ctx.device);
+  expect("dv", args.dv, args.v.dims, dtype, ctx.device);
+  const ArenaScope scope(*ctx.scratch);
+  const TensorView dy_y = ctx.scratch->alloc(args.lse.dims, stat_dtype(dtype));
+  if (ctx.counting()) return;
+  if (!ctx.device.is_cpu()) fail_no_cuda("attention_backward");
+  dispatch_float(dtype, [&]<class Real>() { cpu::attention_backward<Real>(args, dy_y); });
+}
+
+}  // namespace sluice

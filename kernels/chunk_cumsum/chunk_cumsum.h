@@ -8,18 +8,18 @@
 // to t for tokens of one chunk and one document. cum[t] includes a[t] itself.
 //
 // Backward: with c = dL/dcum and e = the reverse cumulative sum of c, restarted where cum restarts,
-//   ddt[t]_total = ddt[t] + A * e[t];   dA_log += A * sum_t dt[t] e[t];
-//   ddt_raw = ddt_total * sigmoid(dt_raw + dt_bias), 0 where dt was clamped;   ddt_bias += sum_t
-//   ddt_raw
+//   ddt_total[t] = ddt[t] + A * e[t];   dA_log += A * sum_t dt[t] e[t];
+//   ddt_raw = ddt_total * sigmoid(dt_raw + dt_bias), 0 where dt was clamped;
+//   ddt_bias += sum_t ddt_raw
+// Sums run in double.
 #pragma once
 
 #include <limits>
 
+#include "kernels/core/chunks.h"
 #include "kernels/core/context.h"
 
 namespace sluice {
-
-constexpr int64_t num_chunks(int64_t tokens, int64_t chunk) { return (tokens + chunk - 1) / chunk; }
 
 struct ChunkCumsumForward {
   ConstTensorView dt_raw = {};     // (B, T, H), a slice of a projection

@@ -1,1 +1,60 @@
 #include "kernels/chunk_scan/chunk_scan.h"
+
+#include "kernels/chunk_scan/chunk_scan_cpu.h"
+#include "kernels/core/chunks.h"
+#include "kernels/core/dispatch.h"
+
+namespace sluice {
+namespace {
+
+// What forward and backward share.
+template <class Args>
+void check_inputs(const Context& ctx, const Args& args) {
+  const auto [B, T, H, P] = args.x.template shape<4>("x: (B, T, H, P)");
+  const int64_t G = args.B.template shape<4>("B: (B, T, G, N)")[2], N = args.B.dim(3);
+  const DType statistics = stat_dtype(args.x.dtype);
+  SLUICE_CHECK(B > 0 && T > 0 && P > 0, "x is empty: ", to_string(args.x.dims));
+  SLUICE_CHECK(G > 0 && H > 0 && H % G == 0, "groups must divide heads, got ", G, " and ", H);
+  SLUICE_CHECK(args.chunk > 0, "chunk must be positive, got ", args.chunk);
+  expect("x", args.x, args.x.dims, args.x.dtype, ctx.device);
+  expect("B", args.B, {B, T, G, N}, args.x.dtype, ctx.device);
+  expect("C", args.C, {B, T, G, N}, args.x.dtype, ctx.device);
+  expect("dt", args.dt, {B, T, H}, statistics, ctx.device);
+  expect("cum", args.cum, {B, T, H}, statistics, ctx.device);
+  expect("D", args.D, {H}, statistics, ctx.device);
+  expect("doc_begin", args.doc_begin, {B, T}, DType::i32, ctx.device);
+  expect("incoming", args.incoming, {B, num_chunks(T, args.chunk), H, P, N}, statistics,
+         ctx.device);
+}
+
+}  // namespace
+
+void chunk_scan_forward(const Context& ctx, const ChunkScanForward& args) {
+  check_inputs(ctx, args);
+  expect("y", args.y, args.x.dims, args.x.dtype, ctx.device);
+  if (ctx.counting()) return;
+  if (!ctx.device.is_cpu()) fail_no_cuda("chunk_scan_forward");
+  dispatch_float(args.x.dtype, [&]<class Real>() { cpu::chunk_scan_forward<Real>(args); });
+}
+
+void chunk_scan_backward(const Context& ctx, const ChunkScanBackward& args) {
+  check_inputs(ctx, args);
+  const DType statistics = stat_dtype(args.x.dtype);
+  const int64_t H = args.x.dim(2);
+  expect("dy", args.dy, args.x.dims, args.x.dtype, ctx.device);
+  expect("dx", args.dx, args.x.dims, args.x.dtype, ctx.device);
+  expect("dB", args.dB, args.B.dims, args.x.dtype, ctx.device);
+  expect("dC", args.dC, args.C.dims, args.x.dtype, ctx.device);
+  expect("ddt", args.ddt, args.dt.dims, statistics, ctx.device);
+  expect("dcum", args.dcum, args.cum.dims, statistics, ctx.device);
+  expect("dincoming", args.dincoming, args.incoming.dims, statistics, ctx.device);
+  expect("dD", args.dD, {H}, statistics, ctx.device);
+  const ArenaScope scope(*ctx.scratch);
+  const TensorView partial_dD = ctx.scratch->alloc({args.incoming.rows(), H}, statistics);
+  if (ctx.counting()) return;
+  if (!ctx.device.is_cpu()) fail_no_cuda("chunk_scan_backward");
+  dispatch_float(args.x.dtype,
+                 [&]<class Real>() { cpu::chunk_scan_backward<Real>(args, partial_dD); });
+}
+
+}  // namespace sluice

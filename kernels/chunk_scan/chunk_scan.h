@@ -1,18 +1,17 @@
 // The output of each chunk of Mamba-2's SSD (Dao and Gu, 2024, section 6: diagonal blocks, and left
 // factors of the off-diagonal blocks). Head h reads group g = h * G / H; s and t lie in one chunk.
 //
-//   y[t,h] = sum_{s <= t, s >= doc_begin[t]} (C[t,g] . B[s,g]) exp(cum[t,h] - cum[s,h]) dt[s,h]
-//   x[s,h]
-//          + exp(cum[t,h]) incoming[m,h] C[t,g]          (only if doc_begin[t] < first token of the
-//          chunk)
+//   y[t,h] = sum_{doc_begin[t] <= s <= t} (C[t,g] . B[s,g]) exp(cum[t,h] - cum[s,h]) dt[s,h] x[s,h]
+//          + exp(cum[t,h]) incoming[m,h] C[t,g]      (only if doc_begin[t] < the chunk's first
+//          token)
 //          + D[h] x[t,h]
 //
 // The backward overwrites dx, dB, dC, ddt, dcum and dincoming with the shares that flow through y;
 // chunk_state_backward adds the shares that flow through the states. dD accumulates. Log-decay
 // shares:
-//   each pair (t, s) with product w = dy-weighted term:   dcum[t] += w, dcum[s] -= w
-//   the incoming state:                                   dcum[t] += exp(cum[t]) <dy[t], incoming
-//   C[t]>
+//   each pair (t, s):     dcum[t] += w, dcum[s] -= w,
+//                         w = (C[t] . B[s]) exp(cum[t] - cum[s]) dt[s] <dy[t], x[s]>
+//   the incoming state:   dcum[t] += exp(cum[t]) <dy[t], incoming C[t]>
 #pragma once
 
 #include "kernels/core/context.h"

@@ -2,14 +2,16 @@
 // (Dao and Gu, 2024, section 6.2: right factors of the off-diagonal blocks).
 // l is the last token of chunk m; head h reads group g = h * G / H.
 //
-//   state[m,h] = sum_s exp(cum[l,h] - cum[s,h]) * dt[s,h] * x[s,h] B[s,g]^T      s in m, s >=
-//   doc_begin[l] decay[m,h] = exp(cum[l,h]), exactly 0 if a document starts in m (doc_begin[l] >=
-//   first token of m)
+//   state[m,h] = sum_s exp(cum[l,h] - cum[s,h]) * dt[s,h] * x[s,h] B[s,g]^T,
+//                over s in m with s >= doc_begin[l]
+//   decay[m,h] = exp(cum[l,h]), exactly 0 if a document starts in m, which is to say if
+//                doc_begin[l] >= the first token of m
 //
 // Backward, from dstate (the gradient of each chunk's outgoing state):
 //   dx += , dB +=, ddt +=, and dcum += the log-decay shares:
 //     dcum[s] -= w, dcum[l] += w,  w = exp(cum[l] - cum[s]) dt[s] <dstate, x[s] B[s]^T>
-//   and, from dlog_decay (gradient of log(decay), from state_passing): dcum[l] += dlog_decay[m]
+//   and, from dlog_decay (gradient of log(decay), from state_passing, 0 where decay is 0):
+//     dcum[l] += dlog_decay[m]
 // These ADD to what chunk_scan_backward wrote.
 #pragma once
 

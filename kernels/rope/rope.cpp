@@ -1,1 +1,28 @@
 #include "kernels/rope/rope.h"
+
+#include "kernels/core/dispatch.h"
+#include "kernels/rope/rope_cpu.h"
+
+namespace sluice {
+namespace {
+
+void rotate(const char* name, const Context& ctx, const Rope& args, int direction) {
+  const auto [B, T, heads, head_dim] = args.x.shape<4>("x: (B, T, heads, head_dim)");
+  SLUICE_CHECK(args.rotary_dims >= 0 && args.rotary_dims % 2 == 0 && args.rotary_dims <= head_dim,
+               "rotary_dims must be even and at most head_dim = ", head_dim, ", got ",
+               args.rotary_dims);
+  SLUICE_CHECK(args.theta > 0, "theta must be positive, got ", args.theta);
+  expect("x", args.x, {B, T, heads, head_dim}, args.x.dtype, ctx.device);
+  expect("positions", args.positions, {B, T}, DType::i32, ctx.device);
+  if (ctx.counting()) return;
+  if (!ctx.device.is_cpu()) fail_no_cuda(name);
+  dispatch_float(args.x.dtype, [&]<class Real>() { cpu::rope<Real>(args, direction); });
+}
+
+}  // namespace
+
+void rope_forward(const Context& ctx, const Rope& args) { rotate("rope_forward", ctx, args, 1); }
+
+void rope_backward(const Context& ctx, const Rope& args) { rotate("rope_backward", ctx, args, -1); }
+
+}  // namespace sluice

@@ -1,1 +1,39 @@
 #include "kernels/state_passing/state_passing.h"
+
+#include "kernels/core/dispatch.h"
+#include "kernels/state_passing/state_passing_cpu.h"
+
+namespace sluice {
+
+void state_passing_forward(const Context& ctx, const StatePassingForward& args) {
+  const auto [B, M, H, P, N] = args.state.shape<5>("state: (B, M, H, P, N)");
+  const DType dtype = args.state.dtype;
+  SLUICE_CHECK(args.state.numel() > 0, "state is empty: ", to_string(args.state.dims));
+  expect("state", args.state, args.state.dims, dtype, ctx.device);
+  expect("decay", args.decay, {B, M, H}, dtype, ctx.device);
+  expect("incoming", args.incoming, args.state.dims, dtype, ctx.device);
+  if (args.initial) expect("initial", args.initial, {B, H, P, N}, dtype, ctx.device);
+  if (args.final_state) expect("final_state", args.final_state, {B, H, P, N}, dtype, ctx.device);
+  if (args.total_decay) expect("total_decay", args.total_decay, {B, H}, dtype, ctx.device);
+  if (ctx.counting()) return;
+  if (!ctx.device.is_cpu()) fail_no_cuda("state_passing_forward");
+  dispatch_float(dtype, [&]<class T>() { cpu::state_passing_forward<T>(args); });
+}
+
+void state_passing_backward(const Context& ctx, const StatePassingBackward& args) {
+  const auto [B, M, H, P, N] = args.dincoming.shape<5>("dincoming: (B, M, H, P, N)");
+  const DType dtype = args.dincoming.dtype;
+  SLUICE_CHECK(args.dincoming.numel() > 0, "dincoming is empty: ", to_string(args.dincoming.dims));
+  expect("dincoming", args.dincoming, args.dincoming.dims, dtype, ctx.device);
+  expect("incoming", args.incoming, args.dincoming.dims, dtype, ctx.device);
+  expect("decay", args.decay, {B, M, H}, dtype, ctx.device);
+  expect("doutgoing", args.doutgoing, args.dincoming.dims, dtype, ctx.device);
+  expect("dlog_decay", args.dlog_decay, {B, M, H}, dtype, ctx.device);
+  if (args.dfinal) expect("dfinal", args.dfinal, {B, H, P, N}, dtype, ctx.device);
+  if (args.dinitial) expect("dinitial", args.dinitial, {B, H, P, N}, dtype, ctx.device);
+  if (ctx.counting()) return;
+  if (!ctx.device.is_cpu()) fail_no_cuda("state_passing_backward");
+  dispatch_float(dtype, [&]<class T>() { cpu::state_passing_backward<T>(args); });
+}
+
+}  // namespace sluice
