@@ -3,19 +3,11 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <type_traits>
 
 namespace sluice::cpu {
 namespace {
 
-struct XentRow {
-  int64_t V = 0;
-  int64_t target = 0;
-  bool with_gradient = false;
-  double scale = 0;
-};
-
-// Returns logsumexp(logits) - logits[target]; with_gradient: replaces the logits by
-// scale * (softmax(logits) - onehot(target)). NaN or +infinity among the logits gives NaN.
 template <class T>
 double xent_row(const XentRow& row, T* logits) {
   T largest = -std::numeric_limits<T>::infinity();
@@ -59,7 +51,11 @@ void xent_chunk(const XentChunk& chunk) {
                       .target = target,
                       .with_gradient = chunk.with_gradient,
                       .scale = chunk.loss_scale * weight};
-    loss = T(weight * xent_row(row, logits));
+    if constexpr (std::is_same_v<T, float>) {
+      loss = float(weight * xent_row_simd(row, logits));
+    } else {
+      loss = weight * xent_row(row, logits);
+    }
   }
 }
 

@@ -21,4 +21,15 @@ void xent_chunk(const XentChunk& chunk);
 template <class T>
 double xent_loss_sum(const ConstTensorView& losses);
 
+// One row of logits. Returns logsumexp(logits) - logits[target]; with_gradient: replaces the logits
+// by scale * (softmax(logits) - onehot(target)). NaN or +infinity among the logits gives NaN.
+struct XentRow {
+  int64_t V = 0;
+  int64_t target = 0;
+  bool with_gradient = false;
+  double scale = 0;
+};
+// In float, vectorised for the processor at hand.
+double xent_row_simd(const XentRow& row, float* logits);
+
 }  // namespace sluice::cpu

@@ -1,1 +1,100 @@
 #include "kernels/token_permute/token_permute.h"
+
+#include <limits>
+
+#include "kernels/core/dispatch.h"
+#include "kernels/token_permute/token_permute_cpu.h"
+
+namespace sluice {
+namespace {
+
+void check_experts(const ConstTensorView& experts, int64_t X) {
+  const int64_t k = experts.row_size();
+  for (int64_t t = 0; t < experts.rows(); ++t) {
+    const int32_t* const chosen = experts.row<int32_t>(t);
+    for (int64_t j = 0; j < k; ++j) {
+      SLUICE_CHECK(chosen[j] >= 0 && chosen[j] < X, "expert ", chosen[j], " of token ", t,
+                   " is outside [0, ", X, ")");
+    }
+  }
+}
+
+}  // namespace
+
+void token_index(const Context& ctx, const TokenIndex& args) {
+  const auto [B, T, k] = args.experts.shape<3>("experts: (B, T, k)");
+  SLUICE_CHECK(args.offsets.dims.rank == 1 && args.offsets.numel() >= 2, "offsets: (X + 1), got ",
+               to_string(args.offsets.dims));
+  SLUICE_CHECK(args.capacity >= 0, "capacity is 0 (all) or positive, got ", args.capacity);
+  SLUICE_CHECK(B * T * k <= std::numeric_limits<int32_t>::max(), "slots are i32, got ", B * T * k,
+               " entries: lower micro_batch");
+  const int64_t X = args.offsets.numel() - 1;
+  expect("experts", args.experts, {B, T, k}, DType::i32, ctx.device);
+  expect("slot", args.slot, {B, T, k}, DType::i32, ctx.device);
+  expect("source", args.source, {B * T * k}, DType::i32, ctx.device);
+  expect("offsets", args.offsets, {X + 1}, DType::i64, ctx.device);
+  const ArenaScope scope(*ctx.scratch);
+  const TensorView cursor = ctx.scratch->alloc({X}, DType::i64);
+  const TensorView taken = ctx.scratch->alloc({X}, DType::i64);
+  if (ctx.counting()) return;
+  if (!ctx.device.is_cpu()) fail_no_cuda("token_index");
+  check_experts(args.experts, X);
+  cpu::token_index(args, cursor, taken);
+}
+
+void token_permute_forward(const Context& ctx, const TokenPermuteForward& args) {
+  const auto [B, T, D] = args.x.shape<3>("x: (B, T, D)");
+  const auto [entries, columns] = args.rows.shape<2>("rows: (B*T*k, D)");
+  SLUICE_CHECK(args.offsets.dims.rank == 1 && args.offsets.numel() >= 2, "offsets: (X + 1), got ",
+               to_string(args.offsets.dims));
+  SLUICE_CHECK(columns == D, "rows: (B*T*k, ", D, ") as x has it, got ", to_string(args.rows.dims));
+  expect("x", args.x, {B, T, D}, args.x.dtype, ctx.device);
+  expect("source", args.source, {entries}, DType::i32, ctx.device);
+  expect("offsets", args.offsets, args.offsets.dims, DType::i64, ctx.device);
+  expect("rows", args.rows, {entries, D}, args.x.dtype, ctx.device);
+  if (ctx.counting()) return;
+  if (!ctx.device.is_cpu()) fail_no_cuda("token_permute_forward");
+  dispatch_float(args.x.dtype, [&]<class Float>() { cpu::token_permute_forward<Float>(args); });
+}
+
+void token_permute_backward(const Context& ctx, const TokenPermuteBackward& args) {
+  const auto [B, T, k] = args.slot.shape<3>("slot: (B, T, k)");
+  const DType dtype = args.dx.dtype;
+  const int64_t D = args.dx.row_size();
+  expect("slot", args.slot, {B, T, k}, DType::i32, ctx.device);
+  expect("dx", args.dx, {B, T, D}, dtype, ctx.device);
+  expect("drows", args.drows, {B * T * k, D}, dtype, ctx.device);
+  if (ctx.counting()) return;
+  if (!ctx.device.is_cpu()) fail_no_cuda("token_permute_backward");
+  dispatch_float(dtype, [&]<class Float>() { cpu::token_permute_backward<Float>(args); });
+}
+
+void token_unpermute_forward(const Context& ctx, const TokenUnpermuteForward& args) {
+  const auto [B, T, k] = args.slot.shape<3>("slot: (B, T, k)");
+  const DType dtype = args.y.dtype;
+  const int64_t D = args.y.row_size();
+  expect("slot", args.slot, {B, T, k}, DType::i32, ctx.device);
+  expect("y", args.y, {B, T, D}, dtype, ctx.device);
+  expect("rows", args.rows, {B * T * k, D}, dtype, ctx.device);
+  expect("weights", args.weights, {B, T, k}, stat_dtype(dtype), ctx.device);
+  if (ctx.counting()) return;
+  if (!ctx.device.is_cpu()) fail_no_cuda("token_unpermute_forward");
+  dispatch_float(dtype, [&]<class Float>() { cpu::token_unpermute_forward<Float>(args); });
+}
+
+void token_unpermute_backward(const Context& ctx, const TokenUnpermuteBackward& args) {
+  const auto [B, T, k] = args.slot.shape<3>("slot: (B, T, k)");
+  const DType dtype = args.dy.dtype;
+  const int64_t D = args.dy.row_size();
+  expect("slot", args.slot, {B, T, k}, DType::i32, ctx.device);
+  expect("dy", args.dy, {B, T, D}, dtype, ctx.device);
+  expect("rows", args.rows, {B * T * k, D}, dtype, ctx.device);
+  expect("weights", args.weights, {B, T, k}, stat_dtype(dtype), ctx.device);
+  expect("drows", args.drows, {B * T * k, D}, dtype, ctx.device);
+  expect("dweights", args.dweights, {B, T, k}, stat_dtype(dtype), ctx.device);
+  if (ctx.counting()) return;
+  if (!ctx.device.is_cpu()) fail_no_cuda("token_unpermute_backward");
+  dispatch_float(dtype, [&]<class Float>() { cpu::token_unpermute_backward<Float>(args); });
+}
+
+}  // namespace sluice

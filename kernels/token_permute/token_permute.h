@@ -1,14 +1,16 @@
 // Sorting tokens by expert and back. Entries are token-major, then choice: entry i = t * k + j.
 // Within an expert entries keep that order (a stable counting sort), so results are reproducible.
 //
-//   index:      slot[t,j] = position of the entry among the sorted rows, -1 if dropped;
-//               source[slot] = t;  offsets[e] = first slot of expert e
-//   permute:    out[slot] = x[source[slot]]
-//   unpermute:  y[t] = sum_j weights[t,j] * rows[slot[t,j]]         (dropped entries add nothing)
+//   index:      slot[t,j]    = position of the entry among the sorted rows, -1 if dropped
+//               source[slot] = t (the token's index in B*T);  offsets[e] = first slot of expert e
+//   permute:    rows[slot]   = x[source[slot]]
+//   unpermute:  y[t]         = sum_j weights[t,j] * rows[slot[t,j]]   (dropped entries add nothing)
 //
 // With a capacity, expert e keeps the first `capacity` of its entries in each row of the batch, in
 // token order (Lepikhin et al., "GShard", 2020); per row, so that no layout changes what is
 // dropped.
+//
+// B batch, T tokens on this rank, k choices of a token, X experts, D model
 #pragma once
 
 #include "kernels/core/context.h"
@@ -16,7 +18,7 @@
 namespace sluice {
 
 struct TokenIndex {
-  ConstTensorView experts = {};  // (B, T, k) i32
+  ConstTensorView experts = {};  // (B, T, k) i32, in [0, X)
   TensorView slot = {};          // (B, T, k) i32
   TensorView source = {};        // (B*T*k) i32, filled up to offsets[X]
   TensorView offsets = {};       // (X + 1) i64
@@ -42,18 +44,19 @@ void token_permute_backward(const Context& ctx, const TokenPermuteBackward& args
 struct TokenUnpermuteForward {
   ConstTensorView rows = {};     // (B*T*k, D)
   ConstTensorView slot = {};     // (B, T, k) i32
-  ConstTensorView weights = {};  // (B, T, k)
+  ConstTensorView weights = {};  // (B, T, k) statistics
   TensorView y = {};             // (B, T, D), overwritten
 };
 void token_unpermute_forward(const Context& ctx, const TokenUnpermuteForward& args);
 
+// drows[slot[t,j]] = weights[t,j] * dy[t];  dweights[t,j] = <dy[t], rows[slot[t,j]]>
 struct TokenUnpermuteBackward {
   ConstTensorView dy = {};       // (B, T, D)
   ConstTensorView rows = {};     // (B*T*k, D)
   ConstTensorView slot = {};     // (B, T, k) i32
-  ConstTensorView weights = {};  // (B, T, k)
+  ConstTensorView weights = {};  // (B, T, k) statistics
   TensorView drows = {};         // (B*T*k, D), overwritten up to offsets[X]; may alias rows
-  TensorView dweights = {};      // (B, T, k), overwritten; 0 where dropped
+  TensorView dweights = {};      // (B, T, k) statistics, overwritten; 0 where dropped
 };
 void token_unpermute_backward(const Context& ctx, const TokenUnpermuteBackward& args);
 

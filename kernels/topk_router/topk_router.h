@@ -1,21 +1,24 @@
-// Top-k routing of tokens to experts, and its losses. Rows are tokens; ties go to the lower expert.
+// Top-k routing of tokens to experts, and the gradients of its losses. Ties go to the lower expert
+// (and the lower group).
 //
-//   softmax:  p = softmax(logits); the k largest; weight = p, or p / sum of the chosen p if
-//   renormalise
-//             (Shazeer et al., 2017; Jamba: not renormalised)
-//   sigmoid:  p = sigmoid(logits); chosen by p + bias, within the topk_group best of num_groups
-//   groups
-//             (a group's score is the sum of its two largest p + bias); weight = p, divided by the
-//             sum of the chosen p + 1e-20 if renormalise, times scale (DeepSeek-V3; Nemotron-H)
+//   softmax   p = softmax(logits)             (Shazeer et al., 2017; Jamba: not renormalised)
+//   sigmoid   p = sigmoid(logits)             (DeepSeek-V3; Nemotron-H)
 //
-// Backward: dlogits from dweight; the choice is constant. dlogits also receives the losses'
-// gradients:
-//   balance   (Fedus et al., "Switch Transformers", 2021, eq. 4, with a row of the batch in place
-//   of the
-//             batch, so that no layout changes it):  X * sum_e f_e P_e,  f_e = count_e / (T k),
-//             P_e = mean_t q[t,e],  q = softmax(logits), or p / sum p for sigmoid scores. f is
-//             constant.
-//   z         (Zoph et al., "ST-MoE", 2022, eq. 5):  mean_t (logsumexp logits[t])^2
+// The k experts with the largest p + bias are chosen, among the topk_group best of num_groups
+// groups of neighbouring experts (a group's score is the sum of its two largest p + bias). Their
+// weights are
+//   weight = scale * p,  or  scale * p / sum of the chosen p  if renormalise
+// (sigmoid: sum + 1e-20). The bias moves the choice only.
+//
+// Backward: dlogits from dweights; the choice is constant.
+//
+// The losses, per row of the batch, so that no layout changes them:
+//   balance   X * sum_e f_e P_e,  f_e = count_e / (T k),  P_e = mean_t q[t,e]; f is constant
+//             q = softmax(logits), or p / sum p for sigmoid scores
+//             (Fedus et al., "Switch Transformers", 2021, eq. 4)
+//   z         mean_t (logsumexp logits[t])^2             (Zoph et al., "ST-MoE", 2022, eq. 5)
+//
+// B batch, T tokens on this rank, X experts, k choices of a token
 #pragma once
 
 #include <span>
@@ -32,15 +35,15 @@ struct RouterOptions {
   int64_t top_k = 1;
   bool renormalise = false;
   double scale = 1;        // routed scaling factor
-  int64_t num_groups = 1;  // sigmoid only; divides X
-  int64_t topk_group = 1;
+  int64_t num_groups = 1;  // divides X
+  int64_t topk_group = 1;  // groups to choose from; they hold at least top_k experts
 };
 
 struct TopkRouterForward {
   ConstTensorView logits = {};  // (B, T, X) statistics dtype
-  ConstTensorView bias = {};    // (X), added for the choice only; optional
+  ConstTensorView bias = {};    // (X) statistics dtype, added for the choice only; optional
   TensorView experts = {};      // (B, T, k) i32, in descending order of choice
-  TensorView weights = {};      // (B, T, k)
+  TensorView weights = {};      // (B, T, k) statistics dtype
   RouterOptions options = {};
 };
 void topk_router_forward(const Context& ctx, const TopkRouterForward& args);
@@ -54,8 +57,8 @@ struct TopkRouterBackward {
 };
 void topk_router_backward(const Context& ctx, const TopkRouterBackward& args);
 
-// Per-row sums that the losses are made of. Over sequence ranks they are added up before
-// router_losses.
+// Per-row sums that the losses are made of: balance = X * sum_e counts_e mass_e / (k row_tokens^2),
+// z = z / row_tokens. Over sequence ranks they are added up first.
 struct RouterStatistics {
   ConstTensorView logits = {};   // (B, T, X)
   ConstTensorView experts = {};  // (B, T, k) i32
