@@ -1,1 +1,113 @@
 #include "kernels/selective_scan/selective_scan.h"
+
+#include <type_traits>
+
+#include "kernels/core/dispatch.h"
+#include "kernels/selective_scan/selective_scan_cpu.h"
+
+namespace sluice {
+
+namespace {
+
+// What the forward and the backward read alike.
+template <class Args>
+void expect_inputs(const Context& ctx, const Args& args) {
+  const auto [B, T, E] = args.u.template shape<3>("u: (B, T, E)");
+  const auto [A_rows, N] = args.A_log.template shape<2>("A_log: (E, N)");
+  const DType dtype = args.u.dtype;
+  const DType stat = stat_dtype(dtype);
+  SLUICE_CHECK(N >= 1, "A_log: (E, N) needs at least one state, got ", to_string(args.A_log.dims));
+  expect("u", args.u, {B, T, E}, dtype, ctx.device);
+  expect("delta", args.delta, {B, T, E}, dtype, ctx.device);
+  expect("dt_bias", args.dt_bias, {E}, stat, ctx.device);
+  expect("A_log", args.A_log, {E, N}, stat, ctx.device);
+  expect("B", args.B, {B, T, N}, dtype, ctx.device);
+  expect("C", args.C, {B, T, N}, dtype, ctx.device);
+  expect("D", args.D, {E}, stat, ctx.device);
+  expect("doc_begin", args.doc_begin, {B, T}, DType::i32, ctx.device);
+  if (args.z) expect("z", args.z, {B, T, E}, dtype, ctx.device);
+}
+
+}  // namespace
+
+void selective_scan_forward(const Context& ctx, const SelectiveScanForward& args) {
+  expect_inputs(ctx, args);
+  const int64_t B = args.u.dim(0), T = args.u.dim(1), E = args.u.dim(2), N = args.A_log.dim(1);
+  const DType dtype = args.u.dtype;
+  const DType stat = stat_dtype(dtype);
+  expect("y", args.y, {B, T, E}, dtype, ctx.device);
+  if (args.initial_state) expect("initial_state", args.initial_state, {B, E, N}, stat, ctx.device);
+  if (args.span_states) {
+    expect("span_states", args.span_states, {B, scan_spans(T), E, N}, stat, ctx.device);
+  }
+  if (args.final_state) expect("final_state", args.final_state, {B, E, N}, stat, ctx.device);
+  if (ctx.counting()) return;
+  if (!ctx.device.is_cpu()) fail_no_cuda("selective_scan_forward");
+  dispatch_float(dtype, [&]<class Real>() {
+    if constexpr (std::is_same_v<Real, float>) {
+      cpu::selective_scan_forward_simd(args);
+    } else {
+      cpu::selective_scan_forward<Real>(args);
+    }
+  });
+}
+
+void selective_scan_backward(const Context& ctx, const SelectiveScanBackward& args) {
+  expect_inputs(ctx, args);
+  const int64_t B = args.u.dim(0), T = args.u.dim(1), E = args.u.dim(2), N = args.A_log.dim(1);
+  const DType dtype = args.u.dtype;
+  const DType stat = stat_dtype(dtype);
+  SLUICE_CHECK(bool(args.z) == bool(args.dz), "dz is given exactly when z is");
+  expect("dy", args.dy, {B, T, E}, dtype, ctx.device);
+  expect("span_states", args.span_states, {B, scan_spans(T), E, N}, stat, ctx.device);
+  if (args.dfinal_state) expect("dfinal_state", args.dfinal_state, {B, E, N}, stat, ctx.device);
+  expect("du", args.du, {B, T, E}, dtype, ctx.device);
+  expect("ddelta", args.ddelta, {B, T, E}, dtype, ctx.device);
+  expect("dB", args.dB, {B, T, N}, dtype, ctx.device);
+  expect("dC", args.dC, {B, T, N}, dtype, ctx.device);
+  if (args.dz) expect("dz", args.dz, {B, T, E}, dtype, ctx.device);
+  if (args.y) expect("y", args.y, {B, T, E}, dtype, ctx.device);
+  expect("ddt_bias", args.ddt_bias, {E}, stat, ctx.device);
+  expect("dA_log", args.dA_log, {E, N}, stat, ctx.device);
+  expect("dD", args.dD, {E}, stat, ctx.device);
+  if (args.dinitial_state) {
+    expect("dinitial_state", args.dinitial_state, {B, E, N}, stat, ctx.device);
+  }
+  const ArenaScope scope(*ctx.scratch);
+  const Dims by_block{cpu::scan_blocks(E), B * T, N};
+  const cpu::ScanPartials partials{.dB = ctx.scratch->alloc(by_block, stat),
+                                   .dC = ctx.scratch->alloc(by_block, stat),
+                                   .parameters = ctx.scratch->alloc({B, E, N + 2}, stat)};
+  if (ctx.counting()) return;
+  if (!ctx.device.is_cpu()) fail_no_cuda("selective_scan_backward");
+  dispatch_float(dtype, [&]<class Real>() {
+    if constexpr (std::is_same_v<Real, float>) {
+      cpu::selective_scan_backward_simd(args, partials);
+    } else {
+      cpu::selective_scan_backward<Real>(args, partials);
+    }
+    cpu::reduce_scan_partials<Real>(args, partials);
+  });
+}
+
+void selective_scan_step(const Context& ctx, const SelectiveScanStep& args) {
+  const auto [B, E] = args.u.shape<2>("u: (B, E)");
+  const auto [A_rows, N] = args.A_log.shape<2>("A_log: (E, N)");
+  const DType dtype = args.u.dtype;
+  const DType stat = stat_dtype(dtype);
+  expect("u", args.u, {B, E}, dtype, ctx.device);
+  expect("delta", args.delta, {B, E}, dtype, ctx.device);
+  expect("dt_bias", args.dt_bias, {E}, stat, ctx.device);
+  expect("A_log", args.A_log, {E, N}, stat, ctx.device);
+  expect("B", args.B, {B, N}, dtype, ctx.device);
+  expect("C", args.C, {B, N}, dtype, ctx.device);
+  expect("D", args.D, {E}, stat, ctx.device);
+  if (args.z) expect("z", args.z, {B, E}, dtype, ctx.device);
+  expect("state", args.state, {B, E, N}, stat, ctx.device);
+  expect("y", args.y, {B, E}, dtype, ctx.device);
+  if (ctx.counting()) return;
+  if (!ctx.device.is_cpu()) fail_no_cuda("selective_scan_step");
+  dispatch_float(dtype, [&]<class Real>() { cpu::selective_scan_step<Real>(args); });
+}
+
+}  // namespace sluice
