@@ -34,6 +34,7 @@ void chunk_scan_forward(const Context& ctx, const ChunkScanForward& args) {
   expect("y", args.y, args.x.dims, args.x.dtype, ctx.device);
   if (ctx.counting()) return;
   if (!ctx.device.is_cpu()) fail_no_cuda("chunk_scan_forward");
+  if (args.x.dtype == DType::f32) return cpu::chunk_scan_tiles_forward<float>(args);
   dispatch_float(args.x.dtype, [&]<class Real>() { cpu::chunk_scan_forward<Real>(args); });
 }
 
@@ -53,6 +54,7 @@ void chunk_scan_backward(const Context& ctx, const ChunkScanBackward& args) {
   const TensorView partial_dD = ctx.scratch->alloc({args.incoming.rows(), H}, statistics);
   if (ctx.counting()) return;
   if (!ctx.device.is_cpu()) fail_no_cuda("chunk_scan_backward");
+  if (args.x.dtype == DType::f32) return cpu::chunk_scan_tiles_backward<float>(args, partial_dD);
   dispatch_float(args.x.dtype,
                  [&]<class Real>() { cpu::chunk_scan_backward<Real>(args, partial_dD); });
 }

@@ -34,6 +34,7 @@ void chunk_state_forward(const Context& ctx, const ChunkStateForward& args) {
   expect("decay", args.decay, {B, M, H}, statistics, ctx.device);
   if (ctx.counting()) return;
   if (!ctx.device.is_cpu()) fail_no_cuda("chunk_state_forward");
+  if (args.x.dtype == DType::f32) return cpu::chunk_state_tiles_forward<float>(args);
   dispatch_float(args.x.dtype, [&]<class Real>() { cpu::chunk_state_forward<Real>(args); });
 }
 
@@ -50,6 +51,7 @@ void chunk_state_backward(const Context& ctx, const ChunkStateBackward& args) {
   expect("dcum", args.dcum, {B, T, H}, statistics, ctx.device);
   if (ctx.counting()) return;
   if (!ctx.device.is_cpu()) fail_no_cuda("chunk_state_backward");
+  if (args.x.dtype == DType::f32) return cpu::chunk_state_tiles_backward<float>(args);
   dispatch_float(args.x.dtype, [&]<class Real>() { cpu::chunk_state_backward<Real>(args); });
 }
 

@@ -161,6 +161,9 @@ TEST_P(AttentionShapes, EqualsWholeRowsOfScores) {
 }
 
 TEST_P(AttentionShapes, GradientsMatchCentralDifferences) {
+  // Hundreds of tiny forwards: one thread each, or they would mostly wait for one another.
+  const int threads = omp_get_max_threads();
+  omp_set_num_threads(1);
   Case c(GetParam(), DType::f64);
   c.forward(), c.backward();
   const auto loss = [&] {
@@ -169,6 +172,7 @@ TEST_P(AttentionShapes, GradientsMatchCentralDifferences) {
   };
   check_gradients(loss, {{"q", &c.q, &c.dq}, {"k", &c.k, &c.dk}, {"v", &c.v, &c.dv}},
                   kGradientCheck, 50);
+  omp_set_num_threads(threads);
 }
 
 TEST_P(AttentionShapes, FloatAgreesWithDouble) {

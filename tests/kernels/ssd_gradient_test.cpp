@@ -1,6 +1,7 @@
 // Gradients of Mamba-2's SSD against central differences: of the whole chain, of each operator, and
 // of each share of the log-decays' gradient by itself.
 #include <gtest/gtest.h>
+#include <omp.h>
 
 #include "tests/kernels/ssd_chain.h"
 #include "tests/support/gradcheck.h"
@@ -8,7 +9,15 @@
 namespace sluice::test {
 namespace {
 
-class SsdGradients : public testing::TestWithParam<SsdShape> {};
+// Thousands of tiny forwards: one thread each, or they would mostly wait for one another.
+class SsdGradients : public testing::TestWithParam<SsdShape> {
+ protected:
+  SsdGradients() : threads_(omp_get_max_threads()) { omp_set_num_threads(1); }
+  ~SsdGradients() override { omp_set_num_threads(threads_); }
+
+ private:
+  const int threads_;
+};
 INSTANTIATE_TEST_SUITE_P(Shapes, SsdGradients, testing::ValuesIn(ssd_shapes()), name_of_shape);
 
 TEST_P(SsdGradients, OfTheChain) {

@@ -105,11 +105,12 @@ TEST_P(SsdShapes, FloatAgreesWithDouble) {
   EXPECT_LE(relative_error(a.dx, b.dx), bound);
   EXPECT_LE(relative_error(a.dB, b.dB), bound);
   EXPECT_LE(relative_error(a.dC, b.dC), bound);
-  EXPECT_LE(relative_error(a.ddt_raw, b.ddt_raw), bound);
-  EXPECT_LE(relative_error(a.ddt_bias, b.ddt_bias), bound);
-  EXPECT_LE(relative_error(a.dA_log, b.dA_log), bound);
   EXPECT_LE(relative_error(a.dD, b.dD), bound);
   EXPECT_LE(relative_error(a.dinitial, b.dinitial), bound);
+  const double cancelling = 4 * bound;  // sums of shares of both signs
+  EXPECT_LE(relative_error(a.ddt_raw, b.ddt_raw), cancelling);
+  EXPECT_LE(relative_error(a.ddt_bias, b.ddt_bias), cancelling);
+  EXPECT_LE(relative_error(a.dA_log, b.dA_log), cancelling);
 }
 
 TEST_P(SsdShapes, RerunsAndThreadCountsAreBitEqual) {
