@@ -14,7 +14,8 @@
 //   parallel/halving_tree.h: not on timing, not on the implementation, not on how data are cut.
 //   all_reduce equals reduce_scatter followed by all_gather, bit for bit. bf16 is summed in f32 and
 //   rounded once.
-// - Views are packed. A verb takes any number of elements, zero too.
+// - Views are packed. A verb takes any number of elements, zero too. What it sends and what it
+//   receives lie apart, except where a verb says otherwise.
 #pragma once
 
 #include <array>

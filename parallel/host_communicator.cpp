@@ -39,6 +39,17 @@ void check_same_dtype(Verb verb, const ConstTensorView& a, const ConstTensorView
 char* bytes_at(const TensorView& view) { return static_cast<char*>(view.data); }
 const char* bytes_at(const ConstTensorView& view) { return static_cast<const char*>(view.data); }
 
+// What is sent must not change under way. `allowed` is where the two may coincide, if anywhere.
+void check_apart(Verb verb, const ConstTensorView& sent, const ConstTensorView& received,
+                 const char* allowed = nullptr) {
+  const char* a = bytes_at(sent);
+  const char* b = bytes_at(received);
+  const bool overlap = a < b + bytes_of(received) && b < a + bytes_of(sent);
+  const char* inner = bytes_of(sent) < bytes_of(received) ? a : b;
+  SLUICE_CHECK(!overlap || (allowed != nullptr && inner == allowed), name_of(verb),
+               " into memory that it sends from");
+}
+
 void copy(char* to, const char* from, int64_t bytes) {
   if (bytes > 0 && to != from) std::memmove(to, from, bytes);
 }
@@ -139,6 +150,11 @@ void HostCommunicator::agree(const Call& call) {
   }
 }
 
+const char* HostCommunicator::own_place(const ConstTensorView& whole) const {
+  const Slice own = slice_of(whole.numel(), size_, rank_);
+  return bytes_at(whole) + own.begin * int64_t(size_of(whole.dtype));
+}
+
 Event HostCommunicator::broadcast(const TensorView& data, int root) {
   check_buffer(Verb::broadcast, data);
   SLUICE_CHECK(root >= 0 && root < size_, "broadcast from rank ", root, " in a group of ", size_);
@@ -192,6 +208,7 @@ Event HostCommunicator::reduce_scatter(const ConstTensorView& whole, const Tenso
   const int64_t own = slice_of(whole.numel(), size_, rank_).size();
   SLUICE_CHECK(part.numel() == own, "reduce_scatter of ", whole.numel(), " elements over ", size_,
                " ranks leaves ", own, " on rank ", rank_, ", got room for ", part.numel());
+  check_apart(Verb::reduce_scatter, whole, part, own_place(whole));
   const Call call{.verb = Verb::reduce_scatter,
                   .dtype = whole.dtype,
                   .op = op,
@@ -241,6 +258,7 @@ Event HostCommunicator::all_gather(const ConstTensorView& part, const TensorView
   const int64_t own = slice_of(whole.numel(), size_, rank_).size();
   SLUICE_CHECK(part.numel() == own, "all_gather of ", whole.numel(), " elements over ", size_,
                " ranks takes ", own, " from rank ", rank_, ", got ", part.numel());
+  check_apart(Verb::all_gather, part, whole, own_place(whole));
   const Call call{.verb = Verb::all_gather,
                   .dtype = whole.dtype,
                   .elements = whole.numel(),
@@ -286,6 +304,7 @@ Event HostCommunicator::all_to_all_v(const ConstTensorView& outgoing,
   SLUICE_CHECK(outgoing_counts[rank_] == incoming_counts[rank_], "all_to_all_v: rank ", rank_,
                " sends itself ", outgoing_counts[rank_], " elements and expects ",
                incoming_counts[rank_]);
+  check_apart(Verb::all_to_all_v, outgoing, incoming);
   const int64_t width = int64_t(size_of(outgoing.dtype));
   const Call call{.verb = Verb::all_to_all_v,
                   .dtype = outgoing.dtype,
@@ -359,6 +378,7 @@ Event HostCommunicator::send_recv(const ConstTensorView& outgoing, int to,
   const int64_t in_bytes = from == kNoRank ? 0 : bytes_of(incoming);
   SLUICE_CHECK(to != rank_ || out_bytes == in_bytes, "send_recv with oneself of ", out_bytes,
                " bytes into ", in_bytes);
+  if (out_bytes > 0 && in_bytes > 0) check_apart(Verb::point_to_point, outgoing, incoming);
   const Call call{.verb = Verb::point_to_point, .contributed = to == rank_ ? 0 : out_bytes};
   return post(call, [this, outgoing, to, out_bytes, incoming, from, in_bytes](const Call& call) {
     if (to == rank_) return copy(bytes_at(incoming), bytes_at(outgoing), in_bytes);

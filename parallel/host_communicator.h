@@ -79,6 +79,7 @@ class HostCommunicator : public Communicator {
   struct Moves;
 
   Event post(const Call& call, std::function<void(const Call&)> body);
+  const char* own_place(const ConstTensorView& whole) const;
   void agree(const Call& call);
   void move(const Call& call, const Moves& moves);
   void reduce_slices(const Call& call, const char* whole, char* part);

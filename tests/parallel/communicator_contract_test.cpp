@@ -323,7 +323,7 @@ TEST_P(Contract, CountsBytesPerVerb) {
     const auto group = comm.split(0, comm.rank());
     const int64_t n = group->size();
     const int64_t width = 4;
-    std::vector<float> whole(10 * n), part(10);
+    std::vector<float> whole(10 * n), part(10), more(10 * n);
     const TensorView all(whole.data(), {10 * n});
     const TensorView own(part.data(), {10});
     group->all_gather(own, all).wait();
@@ -332,9 +332,10 @@ TEST_P(Contract, CountsBytesPerVerb) {
     group->all_reduce(all, ReduceOp::max).wait();
     group->broadcast(own, 0).wait();
     const std::vector<int64_t> counts(n, 10);
-    group->all_to_all_v(all, counts, all, counts).wait();
-    group->send_recv(own, int((group->rank() + 1) % n), own, int((group->rank() + n - 1) % n))
-        .wait();
+    group->all_to_all_v(all, counts, TensorView(more.data(), {10 * n}), counts).wait();
+    const int next = int((group->rank() + 1) % n);
+    const int previous = int((group->rank() + n - 1) % n);
+    group->send_recv(own, next, TensorView(more.data(), {10}), previous).wait();
     const int64_t one = n == 1 ? 0 : 10 * width;  // a slice
     const int64_t others = 10 * width * (n - 1);
     const int64_t calls = n == 1 ? 0 : 1;
@@ -373,6 +374,20 @@ TEST_P(Contract, WrongArgumentsThrowAtTheCall) {
     EXPECT_THROW(comm.recv(data.view(), n), Error);
     EXPECT_THROW(comm.send_recv(data.view(), comm.rank(), data.view(), kNoRank), Error);
     EXPECT_THROW(comm.split(-2, 0), Error);
+    const int next = (comm.rank() + 1) % n, previous = (comm.rank() + n - 1) % n;
+    EXPECT_THROW(comm.send_recv(data.view(0, 6), next, data.view(5, 11), previous), Error);
+    const std::vector<int64_t> all_mine = [&] {
+      std::vector<int64_t> counts(n, 0);
+      counts[comm.rank()] = 6;
+      return counts;
+    }();
+    EXPECT_THROW(comm.all_to_all_v(data.view(0, 6), all_mine, data.view(5, 11), all_mine), Error);
+    if (n > 1) {  // a part in the whole, but not at its place
+      const int64_t begin = comm.rank() == 0 ? 1 : 0;
+      const TensorView part = data.view(begin, begin + slice_of(12, n, comm.rank()).size());
+      EXPECT_THROW(comm.all_gather(part, data.view()), Error);
+      EXPECT_THROW(comm.reduce_scatter(data.view(), part, ReduceOp::sum), Error);
+    }
     // Nothing of this was sent: the communicator still works.
     EXPECT_EQ(reduce_value(comm, int64_t{1}, ReduceOp::sum), n);
   });
