@@ -9,10 +9,30 @@
 
 namespace sluice {
 
-// Writes beside the target under a temporary name: preallocate, write, fsync, close, rename over
-// the target, fsync of the folder. Throws IoError (naming the path, the bytes needed and the bytes
-// free) and leaves the target as it was. Preallocation finds a full disk before a byte is written.
-void atomic_write_file(const std::string& path, std::string_view bytes);
+// A file that is written, but not yet under its name: beside the target under a temporary one,
+// preallocated (which finds a full disk before a byte is written), written, fsynced and closed.
+// Throws IoError naming the path, the bytes needed and the bytes free. Unless commit() is called
+// the temporary file is removed and the target stays as it was.
+class StagedFile {
+ public:
+  StagedFile(const std::string& path, std::string_view bytes);
+  ~StagedFile();
+  StagedFile(StagedFile&& other) noexcept;
+  StagedFile& operator=(StagedFile&&) = delete;
+
+  // Renames over the target and fsyncs the folder.
+  void commit();
+  int64_t bytes() const { return bytes_; }
+
+ private:
+  std::string path_;
+  std::string temporary_;  // empty once renamed
+  int64_t bytes_;
+};
+
+inline void atomic_write_file(const std::string& path, std::string_view bytes) {
+  StagedFile(path, bytes).commit();
+}
 
 // The folder's entries reach the disk. Throws IoError.
 void sync_folder(const std::string& folder);

@@ -9,11 +9,11 @@
 #pragma once
 
 #include <cstdint>
-#include <map>
 #include <memory>
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "kernels/core/dtype.h"
@@ -68,6 +68,19 @@ struct DatasetInfo {
   int64_t numel() const;
 };
 
+// The bytes of a finished file, for atomic_write_file() and hashes.
+class Hdf5Image {
+ public:
+  using Memory = std::unique_ptr<char[], void (*)(void*)>;
+  Hdf5Image(Memory memory, size_t size) : memory_(std::move(memory)), size_(size) {}
+  std::string_view bytes() const { return {memory_.get(), size_}; }
+  operator std::string_view() const { return bytes(); }
+
+ private:
+  Memory memory_;
+  size_t size_;
+};
+
 // Builds a file in memory. Dataset names may hold '/' (groups are made on the way), no leading one.
 class Hdf5Writer {
  public:
@@ -87,7 +100,7 @@ class Hdf5Writer {
   }
   void write(const std::string& name, const DatasetInfo& info, const void* data);
 
-  // A dataset of one dim that grows; `chunk` elements are compressed and checked as one piece.
+  // A dataset of one dim that grows; `chunk` elements share a checksum.
   template <class T>
   void create_growing(const std::string& name, int64_t chunk) {
     create_growing(name, stored_type_of<T>, chunk);
@@ -99,9 +112,8 @@ class Hdf5Writer {
   }
   void append(const std::string& name, StoredType type, const void* data, int64_t count);
 
-  // The finished file's bytes, a copy; nothing can be added afterwards. Holds the file in memory
-  // twice while it runs, once after it, so shards should be capped.
-  std::string finish();
+  // The finished file; nothing can be added afterwards. It is in memory once, so cap its size.
+  Hdf5Image finish();
   // finish() and atomic_write_file(); returns the number of bytes.
   int64_t finish_to(const std::string& path);
 
@@ -118,9 +130,8 @@ class Hdf5Dataset {
   ~Hdf5Dataset();
 
   const DatasetInfo& info() const { return info_; }
-  int64_t chunk() const {
-    return chunk_;
-  }  // elements of dim 0 in a chunk; whole extent if unchunked
+  int64_t chunk() const { return chunk_; }  // elements of dim 0 in a chunk; 0 if it has none
+  bool checksummed() const { return checksummed_; }
 
   // Elements [begin, begin + count) of a dataset of one dim, which must hold T exactly.
   template <class T>
@@ -143,6 +154,10 @@ class Hdf5Dataset {
   friend class Hdf5Reader;
   Hdf5Dataset(std::string path, std::string name, int64_t id);
   void check(int64_t file_bytes);
+  void check_type();
+  void check_extent();
+  void check_storage(int64_t file_bytes);
+  void check_chunks(int64_t properties);
   void read_range(StoredType type, int64_t begin, int64_t count, void* out) const;
   void read_all(StoredType type, void* out) const;
   void expect_type(StoredType type) const;
@@ -153,6 +168,7 @@ class Hdf5Dataset {
   int64_t id_ = -1;
   DatasetInfo info_;
   int64_t chunk_ = 0;
+  bool checksummed_ = false;
 };
 
 // A file opened for reading. Construction throws IoError if it cannot be opened, DataError if it is
