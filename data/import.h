@@ -55,4 +55,7 @@ nlohmann::json to_json(const BuildSummary& summary);
 nlohmann::json inspect_store(const std::string& path, int64_t num_samples = 3,
                              int64_t sample_tokens = 200);
 
+// The text with U+FFFD for what is not UTF-8, as JSON needs it.
+std::string printable(const std::string& text);
+
 }  // namespace sluice

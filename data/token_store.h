@@ -22,6 +22,7 @@
 namespace sluice {
 
 inline constexpr int64_t kTokenStoreVersion = 1;
+inline constexpr int64_t kMaxVocab = int64_t{1} << 24;
 
 struct TokenStoreHeader {
   int64_t vocab_size = 0;
@@ -44,13 +45,17 @@ class TokenStoreWriter {
   int64_t num_tokens() const { return offsets_.back(); }
 
   void set_sources(const std::string& json) { header_.sources = json; }
-  // Throws UsageError if there is no document; see atomic_write_file() for IoError.
-  TokenStoreHeader finish(const std::string& path);
+  // Throws UsageError if there is no document, IoError if the file cannot be written.
+  void finish(const std::string& path) { stage(path).commit(); }
+  // The same up to the rename, for files that are to appear together.
+  StagedFile stage(const std::string& path);
+  // With the content hash, once staged or finished.
+  const TokenStoreHeader& header() const { return header_; }
 
  private:
-  void flush();
+  void flush(int64_t blocks);
   template <class T>
-  void flush_as();
+  void flush_as(size_t count);
 
   TokenStoreHeader header_;
   Hdf5Writer file_;
@@ -97,7 +102,6 @@ class TokenStore {
   TokenStoreHeader header_;
   std::unique_ptr<Hdf5Dataset> tokens_;
   std::vector<int64_t> offsets_;
-  int64_t block_tokens_ = 0;
   size_t max_blocks_ = 1;
   // Most recently used first.
   std::list<std::pair<int64_t, Block>> blocks_;
