@@ -35,7 +35,7 @@ class Prefetcher {
   int64_t depth_;
   std::mutex mutex_;
   std::condition_variable changed_;
-  std::deque<std::optional<Batch>> ready_;
+  std::deque<Batch> ready_;
   std::exception_ptr failure_;
   bool done_ = false;  // the worker has made its last batch
   bool stop_ = false;

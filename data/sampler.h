@@ -29,7 +29,7 @@ class StorePicks {
   int64_t draw(int64_t row) const;
   void advance();
 
-  static constexpr int64_t kMarkEvery = int64_t{1} << 16;
+  static constexpr int64_t kMarkEvery = int64_t{1} << 12;
   std::vector<double> cumulative_;  // shares, last 1
   uint64_t seed_;
   int64_t next_row_ = 0;
