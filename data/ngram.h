@@ -42,11 +42,8 @@ class ByteNgram {
     int64_t total = 0;     // n of the context
     int64_t distinct = 0;  // u
   };
-  static double interpolate(const Context& context, int64_t count, double lower) {
-    return (double(count) + double(context.distinct) * lower) /
-           double(context.total + context.distinct);
-  }
-  void count(int32_t before2, int32_t before, int32_t next);
+  static void count(Context& context, uint32_t& counter);
+  static double interpolate(const Context& context, uint32_t count, double lower);
 
   std::vector<uint32_t> trigrams_;         // (257, 257, 257)
   std::vector<uint32_t> bigrams_;          // (257, 257)
