@@ -1,10 +1,16 @@
 // Gated RMSNorm of Mamba-2 (Dao and Gu, "Transformers are SSMs", 2024, section 6.3), per group.
 //
-//   GateOrder::before   h = x * silu(z),  y = weight * h * rstd_g(h)         (Mamba-2, Bamba,
-//   Nemotron-H) GateOrder::after    y = weight * x * rstd_g(x) * silu(z)
-// with rstd_g = (mean over the group's E/G columns of the square + eps)^(-1/2).
+//   GateOrder::before   y = weight * h * rstd(h), h = x * silu(z)     (Mamba-2, Bamba, Nemotron-H)
+//   GateOrder::after    y = weight * x * rstd(x) * silu(z)
 //
-// The backward recomputes h and rstd from x and z: nothing but the inputs is saved.
+// with rstd = (mean of the square over the group's E/G columns + eps)^(-1/2).
+//
+// Backward, with n = h * rstd (x * rstd) and g = weight * dy (* silu(z)):
+//   d       = rstd * (g - n * mean_j(g_j n_j))                        means over the group
+//   before  dx = d * silu(z),  dz = d * x * silu'(z),            dweight += dy * n
+//   after   dx = d,            dz = weight * dy * n * silu'(z),  dweight += dy * n * silu(z)
+// n and rstd are recomputed from x and z: nothing but the inputs is saved. Means accumulate in
+// double.
 #pragma once
 
 #include <span>
@@ -20,7 +26,7 @@ struct GatedRmsNormForward {
   ConstTensorView x = {};       // (..., E)
   ConstTensorView z = {};       // (..., E), a slice of a projection
   ConstTensorView weight = {};  // (E)
-  TensorView y = {};            // (..., E)
+  TensorView y = {};            // (..., E); may alias x
   int64_t groups = 1;           // divides E
   GateOrder gate = GateOrder::before;
   double eps = 1e-5;
@@ -33,7 +39,7 @@ struct GatedRmsNormBackward {
   ConstTensorView z = {};       // (..., E)
   ConstTensorView weight = {};  // (E)
   TensorView dx = {};           // (..., E), overwritten; may alias dy
-  TensorView dz = {};           // (..., E), overwritten
+  TensorView dz = {};           // (..., E), overwritten; must not alias an input
   TensorView dweight = {};      // (E), accumulated
   int64_t groups = 1;
   GateOrder gate = GateOrder::before;
