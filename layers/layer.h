@@ -22,14 +22,14 @@ struct Saved {
 };
 
 struct LayerForward {
-  ConstTensorView x;                     // (B, T, D); stays valid and unchanged until the backward
-  TensorView y;                          // (B, T, D)
+  ConstTensorView x = {};                // (B, T, D); stays valid and unchanged until the backward
+  TensorView y = {};                     // (B, T, D)
   StepStatistics* statistics = nullptr;  // where auxiliary losses and loads go; absent on a replay
 };
 
 struct LayerBackward {
-  ConstTensorView dy;  // (B, T, D)
-  TensorView dx;       // (B, T, D), does not overlap dy
+  ConstTensorView dy = {};  // (B, T, D)
+  TensorView dx = {};       // (B, T, D), does not overlap dy
 };
 
 // A tensor of a layer's recurrent state, zero at a document's start.
@@ -40,10 +40,10 @@ struct StateTensor {
 };
 
 struct LayerStep {
-  ConstTensorView x;               // (B, D)
-  TensorView y;                    // (B, D)
-  int64_t position = 0;            // of this token in its document
-  std::vector<TensorView> states;  // as state_spec lists them, read and updated
+  ConstTensorView x = {};               // (B, D)
+  TensorView y = {};                    // (B, D)
+  int64_t position = 0;                 // of this token in its document
+  std::vector<TensorView> states = {};  // as state_spec lists them, read and updated
 };
 
 class Layer {
@@ -59,6 +59,10 @@ class Layer {
   virtual std::vector<StateTensor> state_spec(int64_t rows, int64_t max_tokens) const = 0;
   // One token from such a state; agrees with forward.
   virtual void step(const Context& ctx, const LayerStep& io) const = 0;
+
+  // After the optimizer's update, with the step's world-wide statistics (bias balancing of
+  // experts).
+  virtual void end_step(const StepStatistics&) const {}
 
   // Model FLOPs of the forward per token, at rows of `row_tokens` tokens (a multiply-add is 2).
   virtual double flops_per_token(int64_t row_tokens) const = 0;

@@ -33,7 +33,7 @@ struct TrainingPass {
   double loss_scale = 1;                 // 1 / target tokens of the step, world-wide
   StepStatistics* statistics = nullptr;  // optional
   // Called when a parameter's gradient is complete for this micro-batch; optional.
-  std::function<void(ParameterId)> gradient_ready;
+  std::function<void(ParameterId)> gradient_ready = {};
 };
 
 class Model {
@@ -56,10 +56,14 @@ class Model {
   void step(const Context& ctx, ConstTensorView tokens, int64_t position,
             const std::vector<TensorView>& states, TensorView logits) const;
 
+  // After the optimizer's update, with the step's world-wide statistics.
+  void end_step(const StepStatistics& statistics) const;
+
   // Model FLOPs per token, forward plus backward (3 times the forward; recomputation not counted).
   double flops_per_token(int64_t row_tokens) const;
   const std::vector<BranchConfig>& branches() const { return branch_configs_; }
   const ModelConfig& config() const { return config_; }
+  DType dtype() const { return store_.dtype(); }
 
  private:
   struct Branch {
@@ -67,12 +71,23 @@ class Model {
     std::unique_ptr<Layer> layer;
     std::vector<ParameterId> parameters;  // norm included
   };
-  struct Tape;
+  // What the backward needs of one branch, and where the saved arena stood before it.
+  struct Frame {
+    Arena::Mark mark = 0;
+    TensorView residual;  // (B, T, D), the norm's input
+    TensorView rstd;      // (B * T)
+    std::unique_ptr<Saved> saved;
+  };
+  struct Tape {
+    std::vector<Frame> frames;  // of the branches
+    TensorView residual;        // (B, T, D), the final norm's input
+    TensorView hidden;          // (B, T, D), the head's input
+    TensorView rstd;
+  };
 
-  TensorView forward(const Context& ctx, const ModelInput& input, StepStatistics* statistics,
-                     Tape& tape) const;
+  Tape forward(const Context& ctx, const ModelInput& input, StepStatistics* statistics) const;
   void backward(const Context& ctx, const ModelInput& input, const TrainingPass& pass, Tape& tape,
-                TensorView dresidual) const;
+                const TensorView& dresidual) const;
 
   ModelConfig config_;
   std::vector<BranchConfig> branch_configs_;

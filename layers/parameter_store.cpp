@@ -1,0 +1,77 @@
+#include "layers/parameter_store.h"
+
+#include <utility>
+
+#include "kernels/core/dispatch.h"
+
+namespace sluice {
+
+ParameterId ParameterStore::add(std::string name, const Dims& dims, Initializer init,
+                                ParameterFlags flags, std::vector<ParameterPart> parts) {
+  SLUICE_CHECK(!frozen_, "parameter '", name, "' was added after freeze()");
+  SLUICE_CHECK(find(name).index < 0, "parameter '", name, "' was added twice");
+  parameters_.push_back({std::move(name), dims, std::move(init), flags, std::move(parts), 0});
+  return {int32_t(parameters_.size()) - 1};
+}
+
+ParameterId ParameterStore::find(std::string_view name) const {
+  for (size_t i = 0; i < parameters_.size(); ++i) {
+    if (parameters_[i].name == name) return {int32_t(i)};
+  }
+  return {};
+}
+
+void ParameterStore::freeze(bool allocate) {
+  SLUICE_CHECK(!frozen_, "freeze() was called twice");
+  frozen_ = true;
+  for (const ReduceGroup group : {ReduceGroup::dense, ReduceGroup::expert}) {
+    for (Parameter& parameter : parameters_) {
+      if (parameter.flags.group != group) continue;
+      parameter.offset = flat_size_;
+      flat_size_ += align_up(parameter.dims.numel() * size_of(dtype_)) / size_of(dtype_);
+    }
+  }
+  if (allocate) storage_ = Buffer(flat_size_ * size_of(dtype_), device_);
+  values_ = TensorView(storage_.data(), {flat_size_}, dtype_, device_);
+}
+
+void ParameterStore::initialise(uint64_t seed) {
+  SLUICE_CHECK(values_.data != nullptr, "initialise() needs allocated values");
+  dispatch_float(dtype_, [&]<class T>() {
+    for (const Parameter& parameter : parameters_) {
+      const RngKey key{.seed = seed, .stream = hash_name(parameter.name)};
+      T* const value = values_.as<T>() + parameter.offset;
+      const int64_t count = parameter.dims.numel();
+#pragma omp parallel for schedule(static)
+      for (int64_t i = 0; i < count; ++i) value[i] = T(parameter.init(key, i));
+    }
+  });
+}
+
+int64_t ParameterStore::num_elements() const {
+  int64_t count = 0;
+  for (const Parameter& parameter : parameters_) count += parameter.dims.numel();
+  return count;
+}
+
+void ParameterStore::bind_gradients(TensorView flat) {
+  expect("gradients", flat, {flat_size_}, stat_dtype(dtype_), device_);
+  gradients_ = flat;
+}
+
+TensorView ParameterStore::view(TensorView flat, ParameterId id) const {
+  SLUICE_CHECK(id.index >= 0 && id.index < int64_t(parameters_.size()), "no parameter ", id.index);
+  const Parameter& parameter = parameters_[id.index];
+  char* const data = static_cast<char*>(flat.data);
+  const int64_t bytes = parameter.offset * int64_t(size_of(flat.dtype));
+  return TensorView(data == nullptr ? nullptr : data + bytes, parameter.dims, flat.dtype,
+                    flat.device);
+}
+
+int64_t ParameterStore::padded_end(ParameterId id) const {
+  const Parameter& parameter = parameters_[id.index];
+  return parameter.offset +
+         int64_t(align_up(parameter.dims.numel() * size_of(dtype_)) / size_of(dtype_));
+}
+
+}  // namespace sluice

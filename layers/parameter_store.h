@@ -73,6 +73,11 @@ class ParameterStore {
 
   TensorView value(ParameterId id) const { return view(values_, id); }
   TensorView values() const { return values_; }  // (flat_size)
+  // The view of a parameter that may not exist (index -1): then one without dims.
+  TensorView optional_value(ParameterId id) const {
+    return id.index < 0 ? TensorView{} : value(id);
+  }
+  TensorView optional_grad(ParameterId id) const { return id.index < 0 ? TensorView{} : grad(id); }
 
   // Gradients accumulate into whatever flat tensor is bound (dtype of values, flat_size elements).
   void bind_gradients(TensorView flat);

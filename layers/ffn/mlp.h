@@ -6,6 +6,7 @@
 #include "kernels/core/fields.h"
 #include "layers/layer.h"
 #include "layers/layer_build.h"
+#include "layers/linear.h"
 
 namespace sluice {
 
@@ -42,11 +43,12 @@ class Mlp final : public Layer {
 
  private:
   struct SavedTensors;
+  void activate(const Context& ctx, const TensorView& up, const TensorView& out) const;
 
   ParameterStore& store_;
   Config config_;
   int64_t D_, F_, up_width_;  // up_width: 2F with a gate, else F
-  ParameterId up_, up_bias_, down_, down_bias_;
+  Linear up_, down_;
 };
 
 }  // namespace sluice

@@ -79,13 +79,19 @@ class Moe final : public Layer {
                 const Saved& saved) const override;
   std::vector<StateTensor> state_spec(int64_t rows, int64_t max_tokens) const override;
   void step(const Context& ctx, const LayerStep& io) const override;
+  void end_step(const StepStatistics& statistics) const override;
   double flops_per_token(int64_t row_tokens) const override;
 
  private:
   struct SavedTensors;
   std::unique_ptr<SavedTensors> route(const Context& ctx, const ConstTensorView& x,
                                       int64_t capacity) const;
-  void experts_forward(const Context& ctx, const SavedTensors& saved, TensorView y) const;
+  void activate(const Context& ctx, const SavedTensors& saved, const TensorView& hidden) const;
+  void experts_forward(const Context& ctx, const SavedTensors& saved, const TensorView& y) const;
+  void experts_backward(const Context& ctx, const SavedTensors& saved, const LayerBackward& io,
+                        const TensorView& dlogits) const;
+  void collect_statistics(const Context& ctx, const Rows& rows, const SavedTensors& saved,
+                          StepStatistics* statistics) const;
   RouterOptions router_options() const;
 
   ParameterStore& store_;

@@ -8,6 +8,7 @@
 #include "kernels/core/fields.h"
 #include "layers/layer.h"
 #include "layers/layer_build.h"
+#include "layers/linear.h"
 
 namespace sluice {
 
@@ -66,11 +67,20 @@ class Attention final : public Layer {
 
  private:
   struct SavedTensors;
+  // Column slices of the projection, or of its gradient.
+  TensorView q_of(const TensorView& qkv) const { return qkv.columns(0, {Hq_, hd_}); }
+  TensorView k_of(const TensorView& qkv) const { return qkv.columns(Hq_ * hd_, {Hkv_, hd_}); }
+  TensorView v_of(const TensorView& qkv) const {
+    return qkv.columns((Hq_ + Hkv_) * hd_, {Hkv_, hd_});
+  }
+  void rotate(const Context& ctx, const TensorView& qkv, const ConstTensorView& positions,
+              bool backward) const;
+  int64_t cache_tokens(int64_t max_tokens) const;
 
   ParameterStore& store_;
   Config config_;
   int64_t D_, Hq_, Hkv_, hd_, rotary_;
-  ParameterId qkv_, qkv_bias_, out_proj_, out_proj_bias_;
+  Linear qkv_, out_proj_;
 };
 
 }  // namespace sluice

@@ -6,11 +6,13 @@
 // E inner width, N state dim, K conv width, R rank of the step.
 #pragma once
 
+#include <array>
 #include <span>
 
 #include "kernels/core/fields.h"
 #include "layers/layer.h"
 #include "layers/layer_build.h"
+#include "layers/linear.h"
 
 namespace sluice {
 
@@ -77,13 +79,30 @@ class Mamba final : public Layer {
 
  private:
   struct SavedTensors;
-  struct Inner;
+  struct Recomputed;
+  struct Slice {
+    int64_t begin, width;  // columns of dtBC
+    ParameterId weight;    // of its inner norm
+  };
+  std::array<Slice, 3> inner_slices() const {
+    return {{{0, R_, dt_norm_}, {R_, N_, B_norm_}, {R_ + N_, N_, C_norm_}}};
+  }
+  TensorView B_of(const TensorView& dtBC) const { return dtBC.columns(R_, {N_}); }
+  TensorView C_of(const TensorView& dtBC) const { return dtBC.columns(R_ + N_, {N_}); }
+  void convolve(const Context& ctx, const Rows& rows, const TensorView& xz,
+                const TensorView& u) const;
+  Recomputed scan_inputs(const Context& ctx, const TensorView& u, const TensorView& dtBC) const;
+  void inner_norm(const Context& ctx, const TensorView& dtBC, const TensorView& out,
+                  const TensorView& rstd) const;
+  void inner_norm_backward(const Context& ctx, const TensorView& dtBC, const TensorView& rstd,
+                           const TensorView& ddtBC) const;
 
   ParameterStore& store_;
   Config config_;
   int64_t D_, E_, N_, K_, R_;
-  ParameterId in_proj_, in_proj_bias_, conv_weight_, conv_bias_, x_proj_, dt_proj_, dt_bias_,
-      A_log_, D_skip_, out_proj_, out_proj_bias_, dt_norm_, B_norm_, C_norm_;
+  Linear in_proj_, x_proj_, dt_proj_, out_proj_;
+  ParameterId conv_weight_, conv_bias_, dt_bias_, A_log_, D_skip_;
+  ParameterId dt_norm_, B_norm_, C_norm_;  // inner_norm: learned
 };
 
 }  // namespace sluice

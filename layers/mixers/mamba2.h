@@ -9,6 +9,7 @@
 #include "kernels/gated_rms_norm/gated_rms_norm.h"
 #include "layers/layer.h"
 #include "layers/layer_build.h"
+#include "layers/linear.h"
 
 namespace sluice {
 
@@ -80,15 +81,26 @@ class Mamba2 final : public Layer {
 
  private:
   struct SavedTensors;
-  struct Slices;
-  Slices slices(TensorView zxbcdt, TensorView xbc) const;
+  struct Chunked;
+  // Column slices of the projection, or of its gradient.
+  TensorView z_of(const TensorView& zxbcdt) const { return zxbcdt.columns(0, {E_}); }
+  TensorView xbc_of(const TensorView& zxbcdt) const { return zxbcdt.columns(E_, {C_}); }
+  TensorView dt_of(const TensorView& zxbcdt) const { return zxbcdt.columns(E_ + C_, {H_}); }
+  TensorView x_of(const TensorView& xbc) const { return xbc.columns(0, {H_, P_}); }
+  TensorView B_of(const TensorView& xbc) const { return xbc.columns(E_, {G_, N_}); }
+  TensorView C_of(const TensorView& xbc) const { return xbc.columns(E_ + G_ * N_, {G_, N_}); }
+  Chunked scan_inputs(const Context& ctx, const Rows& rows, const TensorView& zxbcdt) const;
+  void scan_backward(const Context& ctx, const Rows& rows, const SavedTensors& saved,
+                     const TensorView& dy, const TensorView& dzxbcdt) const;
+  void gated_norm(const Context& ctx, const TensorView& y, const TensorView& zxbcdt,
+                  const TensorView& out) const;
 
   ParameterStore& store_;
   Config config_;
   double norm_eps_;
   int64_t D_, E_, H_, P_, N_, G_, K_, C_;  // C = E + 2 G N channels of the convolution
-  ParameterId in_proj_, in_proj_bias_, conv_weight_, conv_bias_, dt_bias_, A_log_, D_skip_, norm_,
-      out_proj_, out_proj_bias_;
+  Linear in_proj_, out_proj_;
+  ParameterId conv_weight_, conv_bias_, dt_bias_, A_log_, D_skip_, norm_;
 };
 
 }  // namespace sluice

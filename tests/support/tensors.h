@@ -1,6 +1,7 @@
 // Tensors that own their memory, random values, and contexts for tests.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <limits>
@@ -125,6 +126,16 @@ inline Tensor normal(const Dims& dims, DType dtype, uint64_t seed, double spread
   Tensor tensor(dims, dtype);
   tensor.fill_normal(seed, spread, mean);
   return tensor;
+}
+
+inline Tensor copy_of(const ConstTensorView& view) {
+  Tensor copy(view.dims, view.dtype);
+  for (int64_t row = 0; row < view.rows(); ++row) {
+    dispatch_float(view.dtype, [&]<class T>() {
+      std::copy_n(view.row<T>(row), view.row_size(), copy.view().row<T>(row));
+    });
+  }
+  return copy;
 }
 
 // (B, T) i32 document starts; `starts[b]` lists the tokens of row b where a document begins. The

@@ -1,0 +1,41 @@
+// A linear map of a layer, y = x W^T + b, over parameters in the store.
+#pragma once
+
+#include <string>
+
+#include "layers/initializers.h"
+#include "layers/layer_build.h"
+
+namespace sluice {
+
+struct LinearSpec {
+  int64_t in = 0;
+  int64_t out = 0;
+  bool bias = false;
+  double scale = 1;  // of the initial weights, over U(-in^(-1/2), in^(-1/2))
+  std::vector<ParameterPart> parts = {};
+};
+
+class Linear {
+ public:
+  Linear() = default;
+  // Adds <prefix><name>.weight (out, in) and, if asked for, <prefix><name>.bias (out).
+  Linear(const LayerBuild& build, const std::string& name, const LinearSpec& spec);
+
+  // x (..., in) -> y (..., out); rows may be strided.
+  void forward(const Context& ctx, const ConstTensorView& x, const TensorView& y) const;
+  // dW += dy^T x, db += sum of dy.
+  void backward_weight(const Context& ctx, const ConstTensorView& x,
+                       const ConstTensorView& dy) const;
+  // dx = dy W, or dx += dy W.
+  void backward_data(const Context& ctx, const ConstTensorView& dy, const TensorView& dx,
+                     bool accumulate = false) const;
+
+  ParameterId weight() const { return weight_; }
+
+ private:
+  ParameterStore* store_ = nullptr;
+  ParameterId weight_, bias_;
+};
+
+}  // namespace sluice

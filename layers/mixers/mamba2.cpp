@@ -1,0 +1,318 @@
+// B batch, T tokens on this rank, D model, E inner, H heads, P head dim, N state dim, G groups,
+// K conv width, C = E + 2 G N conv channels, Q chunk length, M = ceil(T / Q) chunks
+#include "layers/mixers/mamba2.h"
+
+#include <fmt/format.h>
+
+#include <cmath>
+
+#include "kernels/causal_conv1d/causal_conv1d.h"
+#include "kernels/chunk_cumsum/chunk_cumsum.h"
+#include "kernels/chunk_scan/chunk_scan.h"
+#include "kernels/chunk_state/chunk_state.h"
+#include "kernels/elementwise/elementwise.h"
+#include "kernels/ssd_step/ssd_step.h"
+#include "kernels/state_passing/state_passing.h"
+
+namespace sluice {
+
+// The convolution, steps, decays and chunk states are cheap beside the projections: the backward
+// computes them again.
+struct Mamba2::SavedTensors : Saved {
+  ConstTensorView x;  // (B, T, D)
+  TensorView zxbcdt;  // (B, T, E + C + H)
+  TensorView y;       // (B, T, H, P), of the SSD
+};
+
+// What the SSD reads, in scratch.
+struct Mamba2::Chunked {
+  TensorView xbc;       // (B, T, C)
+  TensorView dt;        // (B, T, H)
+  TensorView cum;       // (B, T, H)
+  TensorView decay;     // (B, M, H)
+  TensorView incoming;  // (B, M, H, P, N)
+};
+
+void Mamba2Config::validate(const std::string& where, int64_t d_model) const {
+  if (heads == 0 && expand * d_model % head_dim != 0) {
+    throw UsageError(
+        fmt::format("{}: head_dim {} does not divide the inner width {} (expand {} * d_model {})",
+                    where, head_dim, expand * d_model, expand, d_model));
+  }
+  if (num_heads(d_model) % groups != 0) {
+    throw UsageError(fmt::format("{}: groups {} does not divide the {} heads", where, groups,
+                                 num_heads(d_model)));
+  }
+  if (!(dt_init_min > 0 && dt_init_min <= dt_init_max)) {
+    throw UsageError(fmt::format("{}: dt_init_min {} must be above 0 and at most dt_init_max {}",
+                                 where, dt_init_min, dt_init_max));
+  }
+  if (!(A_init_min > 0 && A_init_min <= A_init_max)) {
+    throw UsageError(fmt::format("{}: A_init_min {} must be above 0 and at most A_init_max {}",
+                                 where, A_init_min, A_init_max));
+  }
+  if (!(dt_min < dt_max)) {
+    throw UsageError(fmt::format("{}: dt_min {} must be below dt_max {}", where, dt_min, dt_max));
+  }
+}
+
+Mamba2::Mamba2(const LayerBuild& build, const Config& config)
+    : store_(build.store),
+      config_(config),
+      norm_eps_(build.norm_eps),
+      D_(build.d_model),
+      E_(config.num_heads(build.d_model) * config.head_dim),
+      H_(config.num_heads(build.d_model)),
+      P_(config.head_dim),
+      N_(config.state_dim),
+      G_(config.groups),
+      K_(config.conv_width),
+      C_(E_ + 2 * G_ * N_) {
+  const auto name = [&](const char* suffix) { return build.prefix + suffix; };
+  const double conv_bound = 1 / std::sqrt(double(K_));
+  in_proj_ = Linear(build, "in_proj",
+                    {.in = D_,
+                     .out = E_ + C_ + H_,
+                     .bias = config.proj_bias,
+                     .parts = {{"z", E_}, {"x", E_}, {"B", G_ * N_}, {"C", G_ * N_}, {"dt", H_}}});
+  conv_weight_ = store_.add(name("conv1d.weight"), {C_, K_}, uniform(conv_bound));
+  if (config.conv_bias) {
+    conv_bias_ = store_.add(name("conv1d.bias"), {C_}, uniform(conv_bound), kNoDecay);
+  }
+  dt_bias_ =
+      store_.add(name("dt_bias"), {H_},
+                 dt_bias(config.dt_init_min, config.dt_init_max, config.dt_init_floor), kNoDecay);
+  A_log_ = store_.add(name("A_log"), {H_}, A_log_uniform(config.A_init_min, config.A_init_max),
+                      kNoDecay);
+  D_skip_ = store_.add(name("D"), {H_}, constant(1), kNoDecay);
+  norm_ = store_.add(name("norm.weight"), {E_}, constant(1), kNoDecay);
+  out_proj_ = Linear(build, "out_proj",
+                     {.in = E_,
+                      .out = D_,
+                      .bias = config.proj_bias,
+                      .scale = 1 / std::sqrt(double(build.num_residuals))});
+}
+
+Mamba2::Chunked Mamba2::scan_inputs(const Context& ctx, const Rows& rows,
+                                    const TensorView& zxbcdt) const {
+  const int64_t B = zxbcdt.dim(0);
+  const int64_t T = zxbcdt.dim(1);
+  const int64_t M = num_chunks(T, config_.chunk);
+  const DType dtype = zxbcdt.dtype;
+  Arena& scratch = *ctx.scratch;
+  Chunked s{.xbc = scratch.alloc({B, T, C_}, dtype),
+            .dt = scratch.alloc({B, T, H_}, stat_dtype(dtype)),
+            .cum = scratch.alloc({B, T, H_}, stat_dtype(dtype)),
+            .decay = scratch.alloc({B, M, H_}, stat_dtype(dtype)),
+            .incoming = scratch.alloc({B, M, H_, P_, N_}, stat_dtype(dtype))};
+  causal_conv1d_forward(ctx, {.x = xbc_of(zxbcdt),
+                              .weight = store_.value(conv_weight_),
+                              .bias = store_.optional_value(conv_bias_),
+                              .doc_begin = rows.local_doc_begin,
+                              .y = s.xbc});
+  chunk_cumsum_forward(ctx, {.dt_raw = dt_of(zxbcdt),
+                             .dt_bias = store_.value(dt_bias_),
+                             .A_log = store_.value(A_log_),
+                             .doc_begin = rows.local_doc_begin,
+                             .dt = s.dt,
+                             .cum = s.cum,
+                             .chunk = config_.chunk,
+                             .dt_min = config_.dt_min,
+                             .dt_max = config_.dt_max});
+  chunk_state_forward(ctx, {.x = x_of(s.xbc),
+                            .B = B_of(s.xbc),
+                            .dt = s.dt,
+                            .cum = s.cum,
+                            .doc_begin = rows.local_doc_begin,
+                            .state = s.incoming,
+                            .decay = s.decay,
+                            .chunk = config_.chunk});
+  state_passing_forward(ctx, {.state = s.incoming, .decay = s.decay, .incoming = s.incoming});
+  return s;
+}
+
+void Mamba2::gated_norm(const Context& ctx, const TensorView& y, const TensorView& zxbcdt,
+                        const TensorView& out) const {
+  gated_rms_norm_forward(ctx, {.x = y.reshape(out.dims),
+                               .z = z_of(zxbcdt),
+                               .weight = store_.value(norm_),
+                               .y = out,
+                               .groups = G_,
+                               .gate = config_.gate,
+                               .eps = norm_eps_});
+}
+
+std::unique_ptr<Saved> Mamba2::forward(const Context& ctx, const Rows& rows,
+                                       const LayerForward& io) const {
+  const auto [B, T, D] = io.x.shape<3>("x: (B, T, D)");
+  const DType dtype = io.x.dtype;
+  auto saved = std::make_unique<SavedTensors>();
+  saved->x = io.x;
+  saved->zxbcdt = ctx.saved->alloc_padded_rows({B, T, E_ + C_ + H_}, dtype);
+  saved->y = ctx.saved->alloc({B, T, H_, P_}, dtype);
+  in_proj_.forward(ctx, io.x, saved->zxbcdt);
+
+  const ArenaScope scope(*ctx.scratch);
+  const Chunked s = scan_inputs(ctx, rows, saved->zxbcdt);
+  chunk_scan_forward(ctx, {.x = x_of(s.xbc),
+                           .B = B_of(s.xbc),
+                           .C = C_of(s.xbc),
+                           .dt = s.dt,
+                           .cum = s.cum,
+                           .D = store_.value(D_skip_),
+                           .doc_begin = rows.local_doc_begin,
+                           .incoming = s.incoming,
+                           .y = saved->y,
+                           .chunk = config_.chunk});
+  const TensorView normed = ctx.scratch->alloc({B, T, E_}, dtype);
+  gated_norm(ctx, saved->y, saved->zxbcdt, normed);
+  out_proj_.forward(ctx, normed, io.y);
+  return saved;
+}
+
+void Mamba2::backward(const Context& ctx, const Rows& rows, const LayerBackward& io,
+                      const Saved& base) const {
+  const auto& saved = static_cast<const SavedTensors&>(base);
+  const int64_t B = io.dy.dim(0);
+  const int64_t T = io.dy.dim(1);
+  const DType dtype = io.dy.dtype;
+  const ArenaScope scope(*ctx.scratch);
+  Arena& scratch = *ctx.scratch;
+  const TensorView dzxbcdt = scratch.alloc_padded_rows({B, T, E_ + C_ + H_}, dtype);
+  const TensorView dy = scratch.alloc({B, T, E_}, dtype);
+  {
+    const ArenaScope norm_scope(scratch);
+    const TensorView normed = scratch.alloc({B, T, E_}, dtype);
+    gated_norm(ctx, saved.y, saved.zxbcdt, normed);
+    out_proj_.backward_weight(ctx, normed, io.dy);
+    out_proj_.backward_data(ctx, io.dy, dy);
+    gated_rms_norm_backward(ctx, {.dy = dy,
+                                  .x = saved.y.reshape({B, T, E_}),
+                                  .z = z_of(saved.zxbcdt),
+                                  .weight = store_.value(norm_),
+                                  .dx = dy,
+                                  .dz = z_of(dzxbcdt),
+                                  .dweight = store_.grad(norm_),
+                                  .groups = G_,
+                                  .gate = config_.gate,
+                                  .eps = norm_eps_});
+  }
+  scan_backward(ctx, rows, saved, dy.reshape({B, T, H_, P_}), dzxbcdt);
+  in_proj_.backward_weight(ctx, saved.x, dzxbcdt);
+  in_proj_.backward_data(ctx, dzxbcdt, io.dx);
+}
+
+void Mamba2::scan_backward(const Context& ctx, const Rows& rows, const SavedTensors& saved,
+                           const TensorView& dy, const TensorView& dzxbcdt) const {
+  const int64_t B = dy.dim(0);
+  const int64_t T = dy.dim(1);
+  Arena& scratch = *ctx.scratch;
+  const ArenaScope scope(scratch);
+  const Chunked s = scan_inputs(ctx, rows, saved.zxbcdt);
+  const TensorView dxbc = scratch.alloc({B, T, C_}, dy.dtype);
+  const TensorView ddt = scratch.alloc(s.dt.dims, s.dt.dtype);
+  const TensorView dcum = scratch.alloc(s.cum.dims, s.cum.dtype);
+  const TensorView dstate = scratch.alloc(s.incoming.dims, s.incoming.dtype);
+  const TensorView dlog_decay = scratch.alloc(s.decay.dims, s.decay.dtype);
+  chunk_scan_backward(ctx, {.dy = dy,
+                            .x = x_of(s.xbc),
+                            .B = B_of(s.xbc),
+                            .C = C_of(s.xbc),
+                            .dt = s.dt,
+                            .cum = s.cum,
+                            .D = store_.value(D_skip_),
+                            .doc_begin = rows.local_doc_begin,
+                            .incoming = s.incoming,
+                            .dx = x_of(dxbc),
+                            .dB = B_of(dxbc),
+                            .dC = C_of(dxbc),
+                            .ddt = ddt,
+                            .dcum = dcum,
+                            .dincoming = dstate,
+                            .dD = store_.grad(D_skip_),
+                            .chunk = config_.chunk});
+  state_passing_backward(ctx, {.dincoming = dstate,
+                               .incoming = s.incoming,
+                               .decay = s.decay,
+                               .doutgoing = dstate,
+                               .dlog_decay = dlog_decay});
+  chunk_state_backward(ctx, {.dstate = dstate,
+                             .dlog_decay = dlog_decay,
+                             .x = x_of(s.xbc),
+                             .B = B_of(s.xbc),
+                             .dt = s.dt,
+                             .cum = s.cum,
+                             .doc_begin = rows.local_doc_begin,
+                             .dx = x_of(dxbc),
+                             .dB = B_of(dxbc),
+                             .ddt = ddt,
+                             .dcum = dcum,
+                             .chunk = config_.chunk});
+  chunk_cumsum_backward(ctx, {.ddt = ddt,
+                              .dcum = dcum,
+                              .dt_raw = dt_of(saved.zxbcdt),
+                              .dt_bias = store_.value(dt_bias_),
+                              .A_log = store_.value(A_log_),
+                              .doc_begin = rows.local_doc_begin,
+                              .ddt_raw = dt_of(dzxbcdt),
+                              .ddt_bias = store_.grad(dt_bias_),
+                              .dA_log = store_.grad(A_log_),
+                              .chunk = config_.chunk,
+                              .dt_min = config_.dt_min,
+                              .dt_max = config_.dt_max});
+  causal_conv1d_backward(ctx, {.dy = dxbc,
+                               .x = xbc_of(saved.zxbcdt),
+                               .weight = store_.value(conv_weight_),
+                               .bias = store_.optional_value(conv_bias_),
+                               .doc_begin = rows.local_doc_begin,
+                               .dx = xbc_of(dzxbcdt),
+                               .dweight = store_.grad(conv_weight_),
+                               .dbias = store_.optional_grad(conv_bias_)});
+}
+
+std::vector<StateTensor> Mamba2::state_spec(int64_t rows, int64_t) const {
+  return {{"conv", {rows, K_ - 1, C_}, store_.dtype()},
+          {"ssm", {rows, H_, P_, N_}, stat_dtype(store_.dtype())}};
+}
+
+void Mamba2::step(const Context& ctx, const LayerStep& io) const {
+  const int64_t B = io.x.dim(0);
+  const DType dtype = io.x.dtype;
+  const ArenaScope scope(*ctx.scratch);
+  const TensorView zxbcdt = ctx.scratch->alloc({B, E_ + C_ + H_}, dtype);
+  const TensorView xbc = ctx.scratch->alloc({B, C_}, dtype);
+  const TensorView y = ctx.scratch->alloc({B, H_, P_}, dtype);
+  const TensorView normed = ctx.scratch->alloc({B, E_}, dtype);
+  in_proj_.forward(ctx, io.x, zxbcdt);
+  causal_conv1d_step(ctx, {.x = xbc_of(zxbcdt),
+                           .weight = store_.value(conv_weight_),
+                           .bias = store_.optional_value(conv_bias_),
+                           .tail = io.states[0],
+                           .y = xbc});
+  // A (B, H, P) view has one stride for its (batch, head) rows, so the slices are packed first.
+  const auto packed = [&](int64_t begin, const Dims& dims) {
+    const TensorView slice = ctx.scratch->alloc({B, dims[1] * dims[2]}, dtype);
+    copy(ctx, xbc.columns(begin, {slice.dim(1)}), slice);
+    return slice.reshape(dims);
+  };
+  ssd_step(ctx, {.x = packed(0, {B, H_, P_}),
+                 .dt_raw = dt_of(zxbcdt),
+                 .dt_bias = store_.value(dt_bias_),
+                 .A_log = store_.value(A_log_),
+                 .B = packed(E_, {B, G_, N_}),
+                 .C = packed(E_ + G_ * N_, {B, G_, N_}),
+                 .D = store_.value(D_skip_),
+                 .state = io.states[1],
+                 .y = y,
+                 .dt_min = config_.dt_min,
+                 .dt_max = config_.dt_max});
+  gated_norm(ctx, y, zxbcdt, normed);
+  out_proj_.forward(ctx, normed, io.y);
+}
+
+// Projections, then the scan by the customary count of 7 E N.
+double Mamba2::flops_per_token(int64_t) const {
+  return 2.0 * D_ * (E_ + C_ + H_) + 2.0 * E_ * D_ + 7.0 * E_ * N_;
+}
+
+}  // namespace sluice

@@ -1,0 +1,241 @@
+// B batch, T tokens on this rank, D model, V vocabulary
+#include "layers/model.h"
+
+#include <fmt/format.h>
+
+#include <array>
+
+#include "kernels/elementwise/elementwise.h"
+#include "kernels/embedding/embedding.h"
+#include "kernels/gemm/gemm.h"
+#include "kernels/linear_xent/linear_xent.h"
+#include "kernels/rms_norm/rms_norm.h"
+#include "layers/initializers.h"
+#include "layers/recompute.h"
+
+namespace sluice {
+
+std::span<const char* const> enum_names(Recompute) {
+  static constexpr std::array<const char*, 3> kNames = {"none", "selective", "full"};
+  return kNames;
+}
+
+namespace {
+
+bool is_mixer(const BranchConfig& branch) {
+  bool mixer = false;
+  BranchKinds::for_each([&]<class Kind>() {
+    mixer |= Kind::kIsMixer && std::holds_alternative<typename Kind::Config>(branch.config);
+  });
+  return mixer;
+}
+
+}  // namespace
+
+Model::Model(const ModelConfig& config, ParameterStore& store, Recompute recompute)
+    : config_(config), branch_configs_(resolve_stack(config)), store_(store) {
+  config.validate();
+  const int64_t D = config.d_model;
+  const Dims table{config.vocab_size, D};
+  embedding_ = store.add("embedding.weight", table, normal(config.init_std));
+  for (size_t i = 0; i < branch_configs_.size(); ++i) {
+    const BranchConfig& branch_config = branch_configs_[i];
+    const std::string prefix = fmt::format("branches.{}.", i);
+    Branch branch;
+    const int64_t first = int64_t(store.parameters().size());
+    branch.norm = store.add(prefix + "norm.weight", {D}, constant(1), kNoDecay);
+    branch.layer = make_layer({.store = store,
+                               .prefix = prefix + branch_config.kind() + ".",
+                               .branch_index = int64_t(i),
+                               .d_model = D,
+                               .num_residuals = int64_t(branch_configs_.size()),
+                               .norm_eps = config.norm_eps},
+                              branch_config);
+    for (int64_t p = first; p < int64_t(store.parameters().size()); ++p) {
+      branch.parameters.push_back({int32_t(p)});
+    }
+    if (recompute == Recompute::full ||
+        (recompute == Recompute::selective && !is_mixer(branch_config))) {
+      branch.layer = std::make_unique<RecomputeLayer>(std::move(branch.layer));
+    }
+    branches_.push_back(std::move(branch));
+  }
+  final_norm_ = store.add("final_norm.weight", {D}, constant(1), kNoDecay);
+  head_ =
+      config.tie_embeddings ? embedding_ : store.add("head.weight", table, normal(config.init_std));
+}
+
+Model::Tape Model::forward(const Context& ctx, const ModelInput& input,
+                           StepStatistics* statistics) const {
+  const auto [B, T] = input.tokens.shape<2>("tokens: (B, T)");
+  const DType dtype = store_.dtype();
+  const Dims dims{B, T, config_.d_model};
+  Tape tape;
+  const ArenaScope scope(*ctx.scratch);
+  const TensorView y = ctx.scratch->alloc(dims, dtype);  // of the branch before
+  const auto norm = [&](ParameterId weight, bool first, const TensorView& sum, TensorView& rstd) {
+    const TensorView normed = ctx.saved->alloc(dims, dtype);
+    rstd = ctx.saved->alloc({B * T}, stat_dtype(dtype));
+    rms_norm_forward(ctx, {.x = first ? sum : tape.residual,
+                           .delta = first ? TensorView{} : y,
+                           .weight = store_.value(weight),
+                           .sum = first ? TensorView{} : sum,
+                           .y = normed,
+                           .rstd = rstd,
+                           .eps = config_.norm_eps});
+    tape.residual = sum;
+    return normed;
+  };
+  for (size_t i = 0; i < branches_.size(); ++i) {
+    Frame frame{.mark = ctx.saved->mark(), .residual = {}, .rstd = {}, .saved = nullptr};
+    frame.residual = ctx.saved->alloc(dims, dtype);
+    if (i == 0) {
+      embedding_forward(
+          ctx, {.tokens = input.tokens, .weight = store_.value(embedding_), .y = frame.residual});
+    }
+    const TensorView x = norm(branches_[i].norm, i == 0, frame.residual, frame.rstd);
+    frame.saved =
+        branches_[i].layer->forward(ctx, input.rows, {.x = x, .y = y, .statistics = statistics});
+    tape.frames.push_back(std::move(frame));
+  }
+  tape.hidden = norm(final_norm_, false, ctx.saved->alloc(dims, dtype), tape.rstd);
+  return tape;
+}
+
+double Model::train(const Context& ctx, const ModelInput& input, const TrainingPass& pass) const {
+  const ArenaScope saved_scope(*ctx.saved);
+  Tape tape = forward(ctx, input, pass.statistics);
+  const ArenaScope scope(*ctx.scratch);
+  const auto [B, T] = input.tokens.shape<2>("tokens: (B, T)");
+  const TensorView dresidual = ctx.scratch->alloc(tape.hidden.dims, tape.hidden.dtype);
+  const TensorView loss_sum = ctx.scratch->alloc({1}, DType::f64);
+  {
+    const ArenaScope head_scope(*ctx.scratch);
+    const TensorView losses = ctx.scratch->alloc({B, T}, stat_dtype(store_.dtype()));
+    linear_xent_forward_backward(ctx, {.hidden = tape.hidden,
+                                       .weight = store_.value(head_),
+                                       .targets = input.targets,
+                                       .losses = losses,
+                                       .loss_sum = loss_sum,
+                                       .dhidden = dresidual,
+                                       .dweight = store_.grad(head_),
+                                       .loss_scale = pass.loss_scale});
+  }
+  rms_norm_backward(ctx, {.dy = dresidual,
+                          .sum = tape.residual,
+                          .weight = store_.value(final_norm_),
+                          .rstd = tape.rstd,
+                          .dx = dresidual,
+                          .dweight = store_.grad(final_norm_)});
+  backward(ctx, input, pass, tape, dresidual);
+  return ctx.counting() ? 0 : *loss_sum.as<double>();
+}
+
+// The forward read bottom-up; dresidual is the gradient of the residual stream below the final
+// norm.
+void Model::backward(const Context& ctx, const ModelInput& input, const TrainingPass& pass,
+                     Tape& tape, const TensorView& dresidual) const {
+  const auto ready = [&](ParameterId id) {
+    if (pass.gradient_ready) pass.gradient_ready(id);
+  };
+  if (head_.index != embedding_.index) ready(head_);
+  ready(final_norm_);
+  for (size_t i = branches_.size(); i-- > 0;) {
+    const Branch& branch = branches_[i];
+    Frame& frame = tape.frames[i];
+    {
+      const ArenaScope scope(*ctx.scratch);
+      const TensorView dx = ctx.scratch->alloc(dresidual.dims, dresidual.dtype);
+      branch.layer->backward(ctx, input.rows, {.dy = dresidual, .dx = dx}, *frame.saved);
+      rms_norm_backward(ctx, {.dy = dx,
+                              .sum = frame.residual,
+                              .weight = store_.value(branch.norm),
+                              .rstd = frame.rstd,
+                              .dsum = dresidual,
+                              .dx = dresidual,
+                              .dweight = store_.grad(branch.norm)});
+    }
+    frame.saved.reset();
+    ctx.saved->release(frame.mark);
+    for (const ParameterId id : branch.parameters) ready(id);
+  }
+  embedding_backward(ctx,
+                     {.tokens = input.tokens, .dy = dresidual, .dweight = store_.grad(embedding_)});
+  ready(embedding_);
+}
+
+double Model::evaluate(const Context& ctx, const ModelInput& input) const {
+  const ArenaScope saved_scope(*ctx.saved);
+  const Tape tape = forward(ctx, input, nullptr);
+  const ArenaScope scope(*ctx.scratch);
+  const TensorView losses = ctx.scratch->alloc(input.tokens.dims, stat_dtype(store_.dtype()));
+  const TensorView loss_sum = ctx.scratch->alloc({1}, DType::f64);
+  linear_xent_forward(ctx, {.hidden = tape.hidden,
+                            .weight = store_.value(head_),
+                            .targets = input.targets,
+                            .losses = losses,
+                            .loss_sum = loss_sum});
+  return ctx.counting() ? 0 : *loss_sum.as<double>();
+}
+
+void Model::logits(const Context& ctx, const ModelInput& input, TensorView logits) const {
+  const ArenaScope saved_scope(*ctx.saved);
+  const Tape tape = forward(ctx, input, nullptr);
+  gemm(ctx, {.a = tape.hidden.matrix(),
+             .b = store_.value(head_),
+             .c = logits.matrix(),
+             .transpose_b = true});
+}
+
+std::vector<StateTensor> Model::state_spec(int64_t rows, int64_t max_tokens) const {
+  std::vector<StateTensor> specs;
+  for (size_t i = 0; i < branches_.size(); ++i) {
+    for (StateTensor spec : branches_[i].layer->state_spec(rows, max_tokens)) {
+      spec.name = fmt::format("branches.{}.{}", i, spec.name);
+      specs.push_back(std::move(spec));
+    }
+  }
+  return specs;
+}
+
+void Model::step(const Context& ctx, ConstTensorView tokens, int64_t position,
+                 const std::vector<TensorView>& states, TensorView logits) const {
+  const int64_t B = tokens.dim(0);
+  const DType dtype = store_.dtype();
+  const ArenaScope scope(*ctx.scratch);
+  const TensorView residual = ctx.scratch->alloc({B, config_.d_model}, dtype);
+  const TensorView normed = ctx.scratch->alloc(residual.dims, dtype);
+  const TensorView y = ctx.scratch->alloc(residual.dims, dtype);
+  embedding_forward(ctx, {.tokens = tokens.reshape({B, 1}),
+                          .weight = store_.value(embedding_),
+                          .y = residual.reshape({B, 1, config_.d_model})});
+  size_t next_state = 0;
+  for (const Branch& branch : branches_) {
+    rms_norm_forward(
+        ctx,
+        {.x = residual, .weight = store_.value(branch.norm), .y = normed, .eps = config_.norm_eps});
+    const size_t count = branch.layer->state_spec(B, 1).size();
+    const auto first = states.begin() + int64_t(next_state);
+    branch.layer->step(
+        ctx,
+        {.x = normed, .y = y, .position = position, .states = {first, first + int64_t(count)}});
+    next_state += count;
+    add(ctx, y, residual);
+  }
+  rms_norm_forward(
+      ctx,
+      {.x = residual, .weight = store_.value(final_norm_), .y = normed, .eps = config_.norm_eps});
+  gemm(ctx, {.a = normed, .b = store_.value(head_), .c = logits, .transpose_b = true});
+}
+
+void Model::end_step(const StepStatistics& statistics) const {
+  for (const Branch& branch : branches_) branch.layer->end_step(statistics);
+}
+
+double Model::flops_per_token(int64_t row_tokens) const {
+  double forward = 2.0 * double(config_.d_model) * double(config_.vocab_size);
+  for (const Branch& branch : branches_) forward += branch.layer->flops_per_token(row_tokens);
+  return 3 * forward;
+}
+
+}  // namespace sluice

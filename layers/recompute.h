@@ -1,0 +1,36 @@
+// Recomputation as a decorator: the forward keeps only the layer's input; the backward replays the
+// forward first. The replay has no statistics sink, so losses and loads are counted once.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "layers/layer.h"
+
+namespace sluice {
+
+class RecomputeLayer final : public Layer {
+ public:
+  explicit RecomputeLayer(std::unique_ptr<Layer> layer) : layer_(std::move(layer)) {}
+
+  std::unique_ptr<Saved> forward(const Context& ctx, const Rows& rows,
+                                 const LayerForward& io) const override;
+  void backward(const Context& ctx, const Rows& rows, const LayerBackward& io,
+                const Saved& saved) const override;
+  std::vector<StateTensor> state_spec(int64_t rows, int64_t max_tokens) const override {
+    return layer_->state_spec(rows, max_tokens);
+  }
+  void step(const Context& ctx, const LayerStep& io) const override { layer_->step(ctx, io); }
+  void end_step(const StepStatistics& statistics) const override { layer_->end_step(statistics); }
+  double flops_per_token(int64_t row_tokens) const override {
+    return layer_->flops_per_token(row_tokens);
+  }
+
+ private:
+  struct Input : Saved {
+    ConstTensorView x;
+  };
+  std::unique_ptr<Layer> layer_;
+};
+
+}  // namespace sluice
