@@ -1,0 +1,39 @@
+#include "trainer/model_source.h"
+
+#include <sys/stat.h>
+
+#include "kernels/core/error.h"
+#include "trainer/hf/hf_model.h"
+
+namespace sluice {
+
+namespace {
+
+bool is_folder(const std::string& path) {
+  struct stat status {};
+  return stat(path.c_str(), &status) == 0 && S_ISDIR(status.st_mode);
+}
+
+void drop_losses(MoeConfig& moe) {
+  moe.aux_loss = 0;
+  moe.z_loss = 0;
+}
+
+}  // namespace
+
+LoadedModel load_model(const std::string& path, DType dtype) {
+  if (is_hf_folder(path)) return load_hf_model(path, dtype);
+  throw UsageError(concat(path, is_folder(path) ? ": holds no config.json" : ": is no folder",
+                          "; a model is a Hugging Face folder with config.json and "
+                          "model.safetensors"));
+}
+
+ModelConfig without_auxiliary_losses(ModelConfig config) {
+  drop_losses(std::get<MoeConfig>(config.sections));
+  for (BranchConfig& branch : config.stack.branches) {
+    if (MoeConfig* const moe = std::get_if<MoeConfig>(&branch.config)) drop_losses(*moe);
+  }
+  return config;
+}
+
+}  // namespace sluice
