@@ -15,6 +15,7 @@ struct ScanTile {
   const int64_t* first = nullptr;  // the first token that t sees (its document's, or 0)
   const T* dt = nullptr;
   const T* cum = nullptr;
+  T* row = nullptr;  // (tokens) of working memory, for weigh_gradients
 };
 
 // weights[t,s] = scores[t,s] exp(cum[t] - cum[s]) dt[s] where t sees s, else 0.
@@ -75,35 +76,38 @@ template <class T>
   }
 }
 
-// Shares of dcum[s] wait in ddt's companion: the sum over t of w is dt[s] times that of ddt's terms
-// without the diagonal, whose decay is exp(0) and has no gradient.
+// The diagonal stands apart: its decay is exp(0) and has no gradient, not even of rounding. The
+// exponentials have a loop of their own, or GCC 12 does not vectorise them.
 template <class T>
 [[gnu::always_inline]] inline void weigh_gradients(const ScanTile<T>& tile, const T* scores,
                                                    T* dy_x, T* dscores, T* ddt, T* dcum) {
   const int64_t Q = tile.tokens;
+  const T *const dt = tile.dt, *const cum = tile.cum;
+  T* const decay = tile.row;
   for (int64_t t = 0; t < Q; ++t) ddt[t] = dcum[t] = 0;
   for (int64_t t = 0; t < Q; ++t) {
     const T* const score = scores + t * Q;
     T* const dy_x_t = dy_x + t * Q;
     T* const dscore = dscores + t * Q;
-    const T cum = tile.cum[t];
+    const T cum_t = cum[t];
     T from_t = 0;
     for (int64_t s = 0; s < tile.first[t]; ++s) dy_x_t[s] = 0;
+#pragma omp simd
+    for (int64_t s = tile.first[t]; s < t; ++s) decay[s] = fast_exp(cum_t - cum[s]);
 #pragma omp simd reduction(+ : from_t)
     for (int64_t s = tile.first[t]; s < t; ++s) {
-      const T decay = fast_exp(cum - tile.cum[s]);
-      const T share = score[s] * decay * dy_x_t[s];
-      const T w = share * tile.dt[s];
-      dscore[s] += decay * tile.dt[s] * dy_x_t[s];
-      dy_x_t[s] = score[s] * decay * tile.dt[s];
+      const T weight = decay[s] * dt[s];
+      const T share = score[s] * decay[s] * dy_x_t[s];
+      dscore[s] += weight * dy_x_t[s];
+      dy_x_t[s] = score[s] * weight;
       ddt[s] += share;
-      dcum[s] -= w;
-      from_t += w;
+      dcum[s] -= share * dt[s];
+      from_t += share * dt[s];
     }
     dcum[t] += from_t;
     ddt[t] += score[t] * dy_x_t[t];
-    dscore[t] += tile.dt[t] * dy_x_t[t];
-    dy_x_t[t] = score[t] * tile.dt[t];
+    dscore[t] += dt[t] * dy_x_t[t];
+    dy_x_t[t] = score[t] * dt[t];
     for (int64_t s = t + 1; s < Q; ++s) dy_x_t[s] = 0;
   }
 }

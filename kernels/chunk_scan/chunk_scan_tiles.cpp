@@ -126,7 +126,7 @@ template <class T>
 void group_backward(const ChunkScanBackward& args, int64_t chunk_row, int64_t g, T* partial_dD) {
   const Group<T, ChunkScanBackward> group(args, chunk_row, g);
   const int64_t Q = group.Q, P = group.P, N = group.N;
-  TileMemory memory = TileMemory::of<T>(3 * Q * Q + Q * P + Q * N + 5 * Q + Q * 8 / sizeof(T), 11);
+  TileMemory memory = TileMemory::of<T>(3 * Q * Q + Q * P + Q * N + 6 * Q + Q * 8 / sizeof(T), 12);
   T* const scores = memory.take<T>(Q * Q);
   T* const dscores = memory.take<T>(Q * Q);
   T* const dy_x = memory.take<T>(Q * Q);
@@ -135,6 +135,7 @@ void group_backward(const ChunkScanBackward& args, int64_t chunk_row, int64_t g,
   T* const dt = memory.take<T>(Q);
   T* const cum = memory.take<T>(Q);
   T* const entering = memory.take<T>(Q);
+  T* const row = memory.take<T>(Q);
   T* const ddt = memory.take<T>(Q);
   T* const dcum = memory.take<T>(Q);
   int64_t* const first = memory.take<int64_t>(Q);
@@ -149,8 +150,8 @@ void group_backward(const ChunkScanBackward& args, int64_t chunk_row, int64_t g,
     const Strided<T> dx = group.of(args.dx, h);
     group.gather(h, dt, cum, entering);
     lower_scores(Q, P, dy, x, dy_x);
-    weigh_gradients(ScanTile<T>{.tokens = Q, .first = first, .dt = dt, .cum = cum}, scores, dy_x,
-                    dscores, ddt, dcum);
+    weigh_gradients(ScanTile<T>{.tokens = Q, .first = first, .dt = dt, .cum = cum, .row = row},
+                    scores, dy_x, dscores, ddt, dcum);
     upper_product(Q, P, dy_x, dy, dx);
     partial_dD[h] = T(skip_gradients(Q, P, entering, args.D.as<T>()[h], x, dy, dx, entering_dy));
     tile_gemm(false, false, Q, N, P, T(1), entering_dy, P, group.incoming(h), N, T(0), v, N);
