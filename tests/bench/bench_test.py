@@ -1,0 +1,57 @@
+#!/usr/bin/env python3
+"""sluice-bench's interface: exit codes, the JSON lines, and rates that follow from the times.
+
+    bench_test.py PATH_OF_SLUICE_BENCH
+"""
+import json
+import subprocess
+import sys
+import unittest
+
+BENCH = None
+
+
+def bench(*arguments):
+    return subprocess.run([BENCH, *arguments], capture_output=True, text=True, timeout=120)
+
+
+class Bench(unittest.TestCase):
+    def test_json_has_one_object_a_line(self):
+        result = bench("--json", "--ops", "norm,adamw", "--threads", "1")
+        self.assertEqual(result.returncode, 0, result.stderr)
+        norm, adamw, ceilings = [json.loads(line) for line in result.stdout.splitlines()]
+        self.assertEqual([norm["op"], adamw["op"], ceilings["op"]], ["norm", "adamw", "ceilings"])
+        for key in ("B", "T", "D", "threads", "fwd_ms", "bwd_ms", "fwdbwd_ms", "tb_s", "of_copy"):
+            self.assertGreater(norm[key], 0, key)
+        self.assertNotIn("bwd_ms", adamw)
+        # Seven floats a parameter, in the time of the one pass.
+        expected = 28e-12 * adamw["n"] / (1e-3 * adamw["fwd_ms"])
+        self.assertAlmostEqual(adamw["tb_s"] / expected, 1, places=9)
+        copy = ceilings["first"]["tb_s"]
+        self.assertAlmostEqual(adamw["of_copy"] / (adamw["tb_s"] / copy), 1, places=9)
+        self.assertGreater(ceilings["last"]["tflops"], 0)
+
+    def test_table(self):
+        result = bench("--ops", "norm", "--threads", "1")
+        self.assertEqual(result.returncode, 0, result.stderr)
+        head, row, ceilings = result.stdout.splitlines()
+        self.assertTrue(head.startswith("op") and row.startswith("norm"))
+        self.assertIn("1 threads", ceilings)
+
+    def test_bad_usage_leaves_with_2(self):
+        result = bench("--ops", "nrom")
+        self.assertEqual((result.returncode, result.stdout), (2, ""))
+        self.assertIn("did you mean 'norm'", result.stderr)
+        self.assertIn("gated_norm", result.stderr)
+        for arguments in (["--opps", "norm"], ["--ops"], ["--threads", "0"], ["norm"]):
+            self.assertEqual(bench(*arguments).returncode, 2, arguments)
+
+    def test_help_leaves_with_0(self):
+        result = bench("--help")
+        self.assertEqual(result.returncode, 0)
+        self.assertIn("--ops", result.stdout)
+
+
+if __name__ == "__main__":
+    BENCH = sys.argv.pop(1)
+    unittest.main()

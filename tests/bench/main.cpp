@@ -1,0 +1,75 @@
+// sluice-bench: every operator's speed beside what a copy and OpenBLAS reach in the same run.
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <cstdio>
+
+#include "kernels/core/threads.h"
+#include "tests/bench/report.h"
+#include "trainer/suggest.h"
+
+namespace {
+
+using namespace sluice;
+using namespace sluice::bench;
+
+void print(const std::string& text) {
+  std::fputs(text.c_str(), stdout);
+  std::fflush(stdout);
+}
+
+// The families named, in the order of the output; all of them if none is.
+std::vector<Family> select(const std::vector<std::string>& ops) {
+  std::vector<Family> families = all_families();
+  std::vector<std::string> names;
+  for (const Family& family : families) names.push_back(family.name);
+  for (const std::string& op : ops) {
+    if (std::find(names.begin(), names.end(), op) != names.end()) continue;
+    throw UsageError("--ops: there is no operator '" + op + "'" + did_you_mean(op, names) +
+                     "\nknown: " + join(names));
+  }
+  std::erase_if(families, [&](const Family& family) {
+    return !ops.empty() && std::find(ops.begin(), ops.end(), family.name) == ops.end();
+  });
+  return families;
+}
+
+void run(const std::vector<Family>& families, bool json) {
+  const int threads = num_threads();
+  const Ceilings first = measure_ceilings();
+  if (!json) print(table_head());
+  for (const Family& family : families) {
+    for (const Case& c : family.cases) {
+      const Result result = measure(family.name, c, first);
+      print(json ? json_line(result, threads) : table_row(result));
+    }
+  }
+  const Ceilings last = measure_ceilings();
+  print(json ? json_ceilings(first, last, threads) : table_ceilings(first, last, threads));
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  CLI::App app("Times sluice's operators, forward and backward, against the machine's ceilings.");
+  std::vector<std::string> ops;
+  bool json = false;
+  int threads = default_num_threads(1);
+  app.add_option("--ops", ops, "operators to time, by commas (default: all)")->delimiter(',');
+  app.add_flag("--json", json, "one JSON object a line");
+  app.add_option("--threads", threads, "size of the pool (default: the cores)")
+      ->check(CLI::Range(1, 1024));
+  try {
+    app.parse(argc, argv);
+    set_num_threads(threads);
+    run(select(ops), json);
+    return int(ExitCode::ok);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? int(ExitCode::ok) : int(ExitCode::usage);
+  } catch (const Error& error) {
+    std::fprintf(stderr, "sluice-bench: %s\n", error.what());
+    return int(error.code());
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "sluice-bench: %s\n", error.what());
+    return int(ExitCode::bug);
+  }
+}
