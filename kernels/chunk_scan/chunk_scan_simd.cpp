@@ -13,14 +13,16 @@ void weigh_scores(const ScanTile<float>& tile, const float* scores, float* weigh
 #ifndef __SANITIZE_THREAD__
 [[gnu::target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")]]
 #endif
-void weigh_gradients(const ScanTile<float>& tile, const float* scores, float* dy_x, float* dscores, float* ddt, float* dcum) {
+void weigh_gradients(const ScanTile<float>& tile, const float* scores, float* dy_x, float* dscores,
+                     float* ddt, float* dcum) {
   detail::weigh_gradients(tile, scores, dy_x, dscores, ddt, dcum);
 }
 
 #ifndef __SANITIZE_THREAD__
 [[gnu::target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")]]
 #endif
-void scale_and_skip(int64_t tokens, int64_t width, const float* entering, float D, Strided<const float> x, Strided<float> y) {
+void scale_and_skip(int64_t tokens, int64_t width, const float* entering, float D,
+                    Strided<const float> x, Strided<float> y) {
   detail::scale_and_skip(tokens, width, entering, D, x, y);
 }
 
@@ -37,7 +39,8 @@ skip_gradients(int64_t tokens, int64_t width, const float* entering, float D,
 #ifndef __SANITIZE_THREAD__
 [[gnu::target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")]]
 #endif
-void entering_gradients(int64_t tokens, int64_t width, const float* v, Strided<const float> C, Strided<float> dC, float* dcum) {
+void entering_gradients(int64_t tokens, int64_t width, const float* v, Strided<const float> C,
+                        Strided<float> dC, float* dcum) {
   detail::entering_gradients(tokens, width, v, C, dC, dcum);
 }
 

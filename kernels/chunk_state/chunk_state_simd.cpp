@@ -6,14 +6,16 @@ namespace sluice::cpu {
 #ifndef __SANITIZE_THREAD__
 [[gnu::target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")]]
 #endif
-void weigh_rows(int64_t tokens, int64_t width, const float* weight, const float* x, int64_t x_stride, float* out) {
+void weigh_rows(int64_t tokens, int64_t width, const float* weight, const float* x,
+                int64_t x_stride, float* out) {
   detail::weigh_rows(tokens, width, weight, x, x_stride, out);
 }
 
 #ifndef __SANITIZE_THREAD__
 [[gnu::target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")]]
 #endif
-void add_weighed_rows(int64_t tokens, int64_t width, const float* weight, const float* v, const float* x, int64_t x_stride, float* dx, int64_t dx_stride, float* dot) {
+void add_weighed_rows(int64_t tokens, int64_t width, const float* weight, const float* v,
+                      const float* x, int64_t x_stride, float* dx, int64_t dx_stride, float* dot) {
   detail::add_weighed_rows(tokens, width, weight, v, x, x_stride, dx, dx_stride, dot);
 }
 
