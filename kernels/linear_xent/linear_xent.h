@@ -20,7 +20,7 @@ namespace sluice {
 
 // Of logits at a time. Each chunk reads weight twice and dweight once, so it must not be small; the
 // results depend on it by rounding alone.
-inline constexpr int64_t kXentChunkBytes = int64_t{16} << 20;
+inline constexpr int64_t kXentChunkBytes = int64_t{64} << 20;
 
 struct LinearXentForward {
   ConstTensorView hidden = {};   // (B, T, D)
