@@ -87,9 +87,9 @@ struct Product {
 
 // Tiles of C. Each packs its own rows of A and columns of B, so they should be big; but there must
 // be enough of them for the pool. Both ends are bounded by the area of a tile.
-constexpr int64_t kTileAreaMin = int64_t{1} << 18;
+constexpr int64_t kTileAreaMin = 384 * 768;
 constexpr int64_t kTileAreaMax = int64_t{1} << 20;
-constexpr int64_t kTilesWanted = 16;
+constexpr int64_t kTilesWanted = 8;
 constexpr int64_t kTileAlign = 16;  // of the cuts: the widest micro-kernel
 
 // A function of the shape alone: halves the longer side until a tile is small enough. The count is
