@@ -79,6 +79,13 @@ TEST(Import, Jsonl) {
                  "{\"text\": \"no newline at the end\"}");
   build_store(options(folder, {"x.jsonl"}));
   EXPECT_EQ(read_texts(folder / "train.h5"), (Texts{"a\n\u20ac", big, "no newline at the end"}));
+  // Line ends around the edge of a read of 1 MiB.
+  for (size_t length = (1 << 20) - 2; length <= (1 << 20) + 2; ++length) {
+    const std::string text(length - std::string("{\"text\": \"\"}").size(), 'y');
+    write_file(folder / "edge.jsonl", "{\"text\": \"" + text + "\"}\n{\"text\": \"z\"}\n");
+    build_store(options(folder, {"edge.jsonl"}));
+    EXPECT_TRUE(read_texts(folder / "train.h5") == (Texts{text, "z"})) << length;
+  }
   write_file(folder / "y.jsonl", "{\"body\": \"b\"}\n");
   BuildOptions body = options(folder, {"y.jsonl"});
   body.jsonl_field = "body";
