@@ -34,7 +34,7 @@ std::span<const char* const> enum_names(ScheduleType);
 
 struct DataSource {
   static constexpr const char* kShorthand = "path";
-  std::string path;
+  std::string path = {};
   double weight = 1;
 
   template <class V>
@@ -47,8 +47,8 @@ struct DataSource {
 };
 
 struct DataConfig {
-  std::vector<DataSource> train;
-  std::string valid;
+  std::vector<DataSource> train = {};
+  std::string valid = {};
   int64_t prefetch = 4;
 
   template <class V>
@@ -147,7 +147,7 @@ struct ScheduleConfig {
 };
 
 struct ParallelConfig {
-  std::optional<int64_t> dp;
+  std::optional<int64_t> dp = {};
   int64_t ep = 1;
   int64_t cp = 1;
   int64_t zero = 1;

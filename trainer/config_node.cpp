@@ -185,7 +185,9 @@ std::string shown(std::string_view text) {
 
 void fail_at(const Location& where, const std::string& message, const std::string& hint) {
   std::string text = message;
-  if (where.source != nullptr) {
+  if (where.source != nullptr && where.line == 0) {
+    text = where.source->name + ": " + message;
+  } else if (where.source != nullptr) {
     const std::string position =
         where.source->is_file ? concat(":", where.line, ":", where.column) : std::string();
     text = where.source->name + position + ": " + message + "\n" + excerpt(where);

@@ -13,8 +13,8 @@ namespace sluice {
 
 // A text that values come from: a file, or one `key=value` of the command line.
 struct Source {
-  std::string name;
-  std::string text;
+  std::string name = {};
+  std::string text = {};
   bool is_file = true;
 };
 
@@ -29,14 +29,14 @@ class Sources {
 
 struct Location {
   const Source* source = nullptr;  // null: a default
-  int64_t line = 0;                // from 1
+  int64_t line = 0;                // from 1; 0: no line in particular
   int64_t column = 0;              // from 1, in bytes
 };
 
 // "default", "override", or "file.yaml:12".
 std::string origin_of(const Location& where);
 
-// Throws UsageError "file:line:col: message", the line itself with a caret, and the hint.
+// Throws UsageError: "file:line:col: message", the line itself with a caret, and the hint.
 [[noreturn]] void fail_at(const Location& where, const std::string& message,
                           const std::string& hint = "");
 
@@ -82,7 +82,7 @@ std::string to_json(const ConfigNode& root, int indent = 2);
 // Every leaf as (dotted path, text), in order. Items of lists are path[i].
 struct FlatValue {
   std::string path;
-  std::string text;
+  std::string text = {};
   Location where;
 };
 std::vector<FlatValue> flatten(const ConfigNode& root);

@@ -129,14 +129,14 @@ void ConfigReader::check_range(const std::string& path, const Field& field, doub
           concat(path, " is required: ", field.help, ", a number", range_text(field)));
 }
 
-const Location& ConfigReader::nearest_location(std::string path) const {
+Location ConfigReader::nearest_location(std::string path) const {
   while (!path.empty()) {
     const ConfigNode* node = root_.find_path(path);
     if (node != nullptr) return node->key_where.source != nullptr ? node->key_where : node->where;
     const size_t dot = path.find_last_of(".[");
     path.resize(dot == std::string::npos ? 0 : dot);
   }
-  return root_.where;
+  return {root_.where.source, 0, 0};
 }
 
 void ConfigReader::fail_validation(const std::string& section, const UsageError& error) const {

@@ -100,7 +100,7 @@ class ConfigReader {
                       const std::vector<std::string>& valid) const;
   void check_range(const std::string& path, const Field& field, double value) const;
   [[noreturn]] void fail_validation(const std::string& section, const UsageError& error) const;
-  const Location& nearest_location(std::string path) const;
+  Location nearest_location(std::string path) const;  // of the innermost section that is written
 
   const ConfigNode& root_;
   OriginMap origins_;

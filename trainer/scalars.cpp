@@ -122,7 +122,7 @@ std::string format_number(double value) {
     text.insert(exponent, ".0");
   }
   const std::string fixed = shortest_fixed(value);
-  return !fixed.empty() && fixed.size() <= text.size() ? fixed : text;
+  return !fixed.empty() && fixed.size() < text.size() ? fixed : text;
 }
 
 std::string format_json_number(double value) {

@@ -46,8 +46,18 @@ void check_bytes(const Source& source) {
     throw UsageError(concat(source.name, ": a configuration has at most ", kMaxYamlBytes,
                             " bytes, this one has ", text.size()));
   }
-  size_t i = 0;
+  size_t i = 0, line_begin = 0;
+  int64_t brackets = 0;
   while (i < text.size()) {
+    if (text[i] == '\n') line_begin = i + 1, brackets = 0;
+    brackets += text[i] == '[' || text[i] == '{';
+    if (brackets > kMaxYamlLineBrackets) {
+      fail_at(location_of_byte(source, i),
+              concat("a line opens at most ", kMaxYamlLineBrackets, " lists and maps"));
+    }
+    if (int64_t(i - line_begin) >= kMaxYamlLine) {
+      fail_at(location_of_byte(source, i), concat("a line has at most ", kMaxYamlLine, " bytes"));
+    }
     if (text[i] == '\0') {
       fail_at(location_of_byte(source, i), "a configuration is text, and here is a NUL byte");
     }

@@ -11,6 +11,9 @@
 namespace sluice {
 
 inline constexpr int64_t kMaxYamlBytes = int64_t{1} << 20;
+// yaml-cpp reads a whole line of nested brackets before it reports the first one.
+inline constexpr int64_t kMaxYamlLine = int64_t{1} << 14;  // bytes
+inline constexpr int64_t kMaxYamlLineBrackets = 1024;      // opening ones
 inline constexpr int64_t kMaxYamlDepth = 64;
 inline constexpr int64_t kMaxYamlKeys = 256;      // of one map
 inline constexpr int64_t kMaxYamlNodes = 100000;  // aliases count as often as they are used

@@ -106,9 +106,9 @@ TEST_F(ConfigLayers, TwoNotationsInOneLayerAreRefused) {
 TEST_F(ConfigLayers, ALaterNotationDiscardsTheEarlierWhole) {
   write("base.yaml", "model: {d_model: 8, stack: {layers: 4, mixer: mamba, moe: {period: 2}}}\n");
   const std::string file = write("run.yaml", "base: base.yaml\nmodel: {stack: {ffn: mlp}}\n");
-  EXPECT_EQ(
-      to_json(load(file), -1),
-      R"({"model":{"d_model":8,"stack":{"layers":4,"mixer":"mamba","moe":{"period":2},"ffn":"mlp"}}})");
+  EXPECT_EQ(to_json(load(file), -1),
+            R"({"model":{"d_model":8,"stack":{"layers":4,"mixer":"mamba","moe":{"period":2},)"
+            R"("ffn":"mlp"}}})");
   EXPECT_EQ(to_json(load(file, {"model.stack.pattern=*-M"}), -1),
             R"({"model":{"d_model":8,"stack":{"pattern":"*-M"}}})");
   const std::string period =

@@ -1,0 +1,14 @@
+#include "trainer/commands/commands.h"
+
+namespace sluice {
+
+std::vector<Command> commands() {
+  return {
+      make_command("data build", "makes a token store from text and jsonl", run_data_build),
+      make_command("data inspect", "shows and verifies a token store", run_data_inspect),
+      make_command("config print", "prints every key with its origin", run_config_print),
+      make_command("config schema", "prints the JSON Schema of configurations", run_config_schema),
+  };
+}
+
+}  // namespace sluice
