@@ -122,7 +122,8 @@ TEST_P(Reducer, MayStopAtReduceScatter) {
   });
 }
 
-// Counts verbs as they begin and end, and holds them while closed.
+// Counts verbs as they begin and end, and holds them while closed, but not for ever: who waits for
+// what the gate holds shall fail, not hang.
 class Gate {
  public:
   explicit Gate(bool open) : open_(open) {}
@@ -131,8 +132,7 @@ class Gate {
   }
   void enter() {
     change([&] { ++begun_; });
-    std::unique_lock lock(mutex_);
-    changed_.wait(lock, [&] { return open_; });
+    wait([&] { return open_; });
   }
   void leave() {
     change([&] { ++ended_; });
