@@ -1,6 +1,6 @@
 #!/bin/bash
-# launch/slurm.sbatch with a made-up srun and scontrol: signals reach the step, whose exit code decides
-# whether the job is requeued and is the script's own.
+# launch/slurm.sbatch with a made-up srun and scontrol: signals reach the step, whose exit code is
+# the script's own and decides whether the job is requeued.
 set -u
 root=$(cd "$(dirname "$0")/../.." && pwd)
 work=$(mktemp -d)
