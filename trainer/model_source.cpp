@@ -3,6 +3,7 @@
 #include <sys/stat.h>
 
 #include "kernels/core/error.h"
+#include "trainer/checkpoint_model.h"
 #include "trainer/hf/hf_model.h"
 
 namespace sluice {
@@ -23,9 +24,11 @@ void drop_losses(MoeConfig& moe) {
 
 LoadedModel load_model(const std::string& path, DType dtype) {
   if (is_hf_folder(path)) return load_hf_model(path, dtype);
-  throw UsageError(concat(path, is_folder(path) ? ": holds no config.json" : ": is no folder",
-                          "; a model is a Hugging Face folder with config.json and "
-                          "model.safetensors"));
+  if (is_checkpoint_source(path)) return load_checkpoint_model(path, dtype);
+  throw UsageError(
+      concat(path, is_folder(path) ? ": holds no model" : ": is no folder",
+             "; a model is a run folder, a checkpoint folder, or a Hugging Face folder with "
+             "config.json and model.safetensors"));
 }
 
 ModelConfig without_auxiliary_losses(ModelConfig config) {

@@ -15,6 +15,7 @@ struct LoadedModel {
   std::unique_ptr<ParameterStore> store;  // filled
   std::unique_ptr<Model> model;           // on that store, without auxiliary losses
   std::vector<SourceTensor> tensors;      // what the source's files call the parameters
+  int64_t seq_len = 0;                    // of the rows it was trained on; 0: unknown
   std::vector<std::string> notes;         // for people: defaults taken, differences in training
 };
 

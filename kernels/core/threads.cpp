@@ -13,11 +13,14 @@ namespace sluice {
 
 void set_num_threads(int num_threads) {
   SLUICE_CHECK(num_threads >= 1, "a pool has at least one thread, got ", num_threads);
-  openblas_set_num_threads(1);  // its OpenMP flavour also resizes the caller's pool: set ours after
   omp_set_num_threads(num_threads);
 }
 
 int num_threads() { return omp_get_max_threads(); }
+
+std::string blas_version() {
+  return std::string(openblas_get_config()) + " on " + openblas_get_corename();
+}
 
 int default_num_threads(int local_ranks) {
   const int cores = std::max(1, int(std::thread::hardware_concurrency()));

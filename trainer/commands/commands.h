@@ -59,6 +59,7 @@ int run_score(const ScoreOptions& options);
 struct EvalOptions {
   std::string model;
   std::string data;
+  std::string ngram;
   int64_t seq_len = 0;
   int64_t rows = 0;
   int64_t batch = 4;
@@ -66,6 +67,7 @@ struct EvalOptions {
   void declare(OptionList& o) {
     o.positional("MODEL", model, "run, checkpoint or Hugging Face folder");
     o.value("--data", data, "held-out token store", true);
+    o.value("--ngram", ngram, "training store of a byte 3-gram model to compare with");
     o.value("--seq-len", seq_len, "tokens of a row; 0: as trained", 0);
     o.value("--rows", rows, "rows to evaluate; 0: all", 0);
     o.value("--batch", batch, "rows of a forward pass", 1);

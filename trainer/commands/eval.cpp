@@ -1,0 +1,62 @@
+#include <fmt/format.h>
+
+#include <nlohmann/json.hpp>
+
+#include "data/ngram.h"
+#include "kernels/core/threads.h"
+#include "parallel/self_communicator.h"
+#include "trainer/commands/commands.h"
+#include "trainer/evaluation.h"
+#include "trainer/model_source.h"
+#include "trainer/step_memory.h"
+
+namespace sluice {
+
+namespace {
+
+constexpr int64_t kDefaultSeqLen = 1024;
+
+double ngram_bits_per_byte(const std::string& train, TokenStore& held_out) {
+  TokenStore store(train);
+  ByteNgram ngram;
+  ngram.train(store);
+  return ngram.score(held_out).bits_per_byte();
+}
+
+}  // namespace
+
+int run_eval(const EvalOptions& options) {
+  set_num_threads(default_num_threads(1));
+  const LoadedModel loaded = load_model(options.model);
+  TokenStore store(options.data);
+  if (store.header().vocab_size > loaded.config.vocab_size) {
+    throw UsageError(fmt::format(
+        "{} has a vocabulary of {}, the model one of {}: it was made by another tokenizer",
+        options.data, store.header().vocab_size, loaded.config.vocab_size));
+  }
+  const int64_t trained = loaded.seq_len > 0 ? loaded.seq_len : kDefaultSeqLen;
+  const int64_t seq_len = options.seq_len > 0 ? options.seq_len : trained;
+  StepArenas arenas(count_training(*loaded.model, options.batch, seq_len));
+  const std::unique_ptr<Communicator> self = make_self_communicator();
+  const EvaluationResult result =
+      evaluate(arenas.context(), *loaded.model, store, *self, seq_len, options.batch, options.rows);
+  nlohmann::json report = {
+      {"loss", result.loss}, {"targets", result.targets}, {"seq_len", seq_len}};
+  if (result.bits_per_byte > 0) report["bits_per_byte"] = result.bits_per_byte;
+  if (!options.ngram.empty())
+    report["ngram_bits_per_byte"] = ngram_bits_per_byte(options.ngram, store);
+  if (options.json) {
+    print(report.dump() + "\n");
+    return 0;
+  }
+  print(fmt::format("loss {:.6f} nats over {} tokens, rows of {}\n", result.loss, result.targets,
+                    seq_len));
+  if (result.bits_per_byte > 0) print(fmt::format("{:.4f} bits per byte\n", result.bits_per_byte));
+  if (!options.ngram.empty()) {
+    print(fmt::format("{:.4f} bits per byte of a byte 3-gram model\n",
+                      report["ngram_bits_per_byte"].get<double>()));
+  }
+  return 0;
+}
+
+}  // namespace sluice

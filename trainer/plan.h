@@ -1,0 +1,41 @@
+// What a run will need, from the code that runs: parameters, FLOPs, memory, bytes on the wire.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include "parallel/mesh.h"
+#include "trainer/config.h"
+
+namespace sluice {
+
+struct Plan {
+  MeshShape mesh;
+  int64_t total_params = 0;
+  int64_t active_params = 0;               // a token goes through: of k of X experts
+  std::map<std::string, int64_t> by_kind;  // "embedding", "mamba2", ..., "norm", "head"
+  double flops_per_token = 0;              // forward and backward
+  // Bytes on one rank.
+  int64_t values = 0;
+  int64_t gradients = 0;  // all accumulation buffers
+  int64_t optimizer = 0;
+  int64_t saved = 0;  // activations kept for the backward
+  int64_t scratch = 0;
+  int64_t available = 0;  // of this machine's memory, shared by the ranks on it
+  std::map<std::string, int64_t> wire_bytes_per_step;  // sent by a rank, by axis
+  int64_t checkpoint_bytes = 0;
+  std::string stack;   // letters
+  std::string remedy;  // the nearest, where it does not fit
+
+  int64_t memory() const { return values + gradients + optimizer + saved + scratch; }
+  bool fits() const { return memory() <= available; }
+};
+
+// Allocates nothing. Throws UsageError for an impossible mesh or batch.
+Plan make_plan(const Config& config, int world);
+nlohmann::json to_json(const Plan& plan);
+std::string describe(const Plan& plan);
+
+}  // namespace sluice
