@@ -5,6 +5,7 @@
 
 #include "kernels/core/threads.h"
 #include "tests/bench/report.h"
+#include "tests/bench/step.h"
 #include "trainer/suggest.h"
 
 namespace {
@@ -17,23 +18,27 @@ void print(const std::string& text) {
   std::fflush(stdout);
 }
 
+constexpr const char* kStep = "step";  // whole training steps, after the operators
+
+bool is_chosen(const std::vector<std::string>& ops, const std::string& name) {
+  return ops.empty() || std::find(ops.begin(), ops.end(), name) != ops.end();
+}
+
 // The families named, in the order of the output; all of them if none is.
 std::vector<Family> select(const std::vector<std::string>& ops) {
   std::vector<Family> families = all_families();
-  std::vector<std::string> names;
+  std::vector<std::string> names = {kStep};
   for (const Family& family : families) names.push_back(family.name);
   for (const std::string& op : ops) {
     if (std::find(names.begin(), names.end(), op) != names.end()) continue;
     throw UsageError("--ops: there is no operator '" + op + "'" + did_you_mean(op, names) +
                      "\nknown: " + join(names));
   }
-  std::erase_if(families, [&](const Family& family) {
-    return !ops.empty() && std::find(ops.begin(), ops.end(), family.name) == ops.end();
-  });
+  std::erase_if(families, [&](const Family& family) { return !is_chosen(ops, family.name); });
   return families;
 }
 
-void run(const std::vector<Family>& families, bool json) {
+void run(const std::vector<Family>& families, bool steps, bool json) {
   const int threads = num_threads();
   const Ceilings first = measure_ceilings();
   if (!json) print(table_head());
@@ -42,6 +47,10 @@ void run(const std::vector<Family>& families, bool json) {
       const Result result = measure(family.name, c, first);
       print(json ? json_line(result, threads) : table_row(result));
     }
+  }
+  for (const StepCase& step : steps ? step_cases() : std::vector<StepCase>{}) {
+    const StepResult result = measure_step(step, first);
+    print(json ? json_line(result, threads) : table_row(result));
   }
   const Ceilings last = measure_ceilings();
   print(json ? json_ceilings(first, last, threads) : table_ceilings(first, last, threads));
@@ -61,7 +70,7 @@ int main(int argc, char** argv) {
   try {
     app.parse(argc, argv);
     set_num_threads(threads);
-    run(select(ops), json);
+    run(select(ops), is_chosen(ops, kStep), json);
     return int(ExitCode::ok);
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? int(ExitCode::ok) : int(ExitCode::usage);

@@ -34,7 +34,6 @@ TensorView Workload::uniform(const Dims& dims, double spread, double mean) {
 }
 
 std::vector<Family> all_families() {
-  // Whole training steps are one more family.
   return {copy_family(), gemm_family(), norm_family(), gated_norm_family(),
           conv_family(), scan_family(), ssd_family(),  attention_family(),
           moe_family(),  xent_family(), adamw_family()};

@@ -1,0 +1,137 @@
+#include "tests/bench/step.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <chrono>
+#include <nlohmann/json.hpp>
+
+#include "data/batch.h"
+#include "kernels/elementwise/elementwise.h"
+#include "kernels/grad_norm/grad_norm.h"
+#include "trainer/optimizer.h"
+#include "trainer/step_memory.h"
+
+namespace sluice::bench {
+namespace {
+
+constexpr int kRuns = 5;
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+Batch random_batch(int64_t B, int64_t T, int64_t vocab) {
+  Batch batch(0, B, T, {});
+  for (int64_t b = 0; b < B; ++b) {
+    Batch::Row row{.tokens = std::vector<int32_t>(T),
+                   .targets = std::vector<int32_t>(T),
+                   .doc_begin = std::vector<int32_t>(T, 0)};
+    for (int64_t t = 0; t < T; ++t) {
+      row.tokens[t] = int32_t(random_below({.seed = 1, .stream = uint64_t(b)}, t, vocab));
+      if (t > 0) row.targets[t - 1] = row.tokens[t];
+    }
+    row.targets[T - 1] = -1;
+    batch.set_row(b, row);
+  }
+  return batch;
+}
+
+// One rank's step, as Trainer takes it with a single micro-batch.
+class Step {
+ public:
+  Step(const Config& config, const StepCase& step)
+      : store_(DType::f32),
+        model_(config.model, store_),
+        optimizer_((store_.freeze(), config.optimizer), store_),
+        gradients_(store_.flat_size() * sizeof(float), kCpu),
+        peaks_(count_training(model_, step.B, step.T)),
+        arenas_(peaks_),
+        batch_(random_batch(step.B, step.T, config.model.vocab_size)) {
+    store_.initialise(1);
+    store_.bind_gradients(TensorView(gradients_.data(), {store_.flat_size()}, DType::f32));
+  }
+
+  void run() {
+    const Context ctx = arenas_.context();
+    zero(ctx, store_.gradients());
+    model_.train(ctx,
+                 {.tokens = batch_.tokens(), .targets = batch_.targets(), .rows = batch_.rows()},
+                 {.loss_scale = 1.0 / double(batch_.num_targets())});
+    double squares = 0;
+    squared_norm(ctx, {.x = store_.gradients(), .sum = TensorView(&squares, {1})});
+    optimizer_.update(ctx, /*lr=*/1e-4, /*grad_scale=*/std::min(1.0, 1 / std::sqrt(squares)));
+  }
+
+  int64_t num_parameters() const { return store_.num_elements(); }
+  double flops_per_token(int64_t T) const { return model_.flops_per_token(T); }
+  size_t bytes() const {
+    return 4 * size_t(store_.flat_size()) * sizeof(float) + peaks_.saved + peaks_.scratch;
+  }
+
+ private:
+  ParameterStore store_;
+  Model model_;
+  Optimizer optimizer_;
+  Buffer gradients_;
+  ArenaPeaks peaks_;
+  StepArenas arenas_;
+  Batch batch_;
+};
+
+}  // namespace
+
+std::vector<StepCase> step_cases() {
+  return {{"mamba-130m", 1, 512}, {"mamba2-130m", 1, 512}, {"hybrid-130m", 1, 512}};
+}
+
+StepResult measure_step(const StepCase& step, const Ceilings& ceilings) {
+  const Config config =
+      load_config(std::string(SLUICE_SOURCE_DIR) + "/configs/" + step.config + ".yaml").config;
+  StepResult result{.step = step, .timing = {}, .ceilings = ceilings};
+  const Clock::time_point start = Clock::now();
+  Step training(config, step);
+  training.run();
+  result.first_step_s = seconds_since(start);
+  std::vector<double> ms;
+  for (int run = 0; run < kRuns; ++run) {
+    const Clock::time_point begin = Clock::now();
+    training.run();
+    ms.push_back(1e3 * seconds_since(begin));
+  }
+  std::sort(ms.begin(), ms.end());
+  result.timing = {.median_ms = ms[kRuns / 2], .spread = (ms.back() - ms.front()) / ms[kRuns / 2]};
+  result.num_parameters = training.num_parameters();
+  result.peak_gib = double(training.bytes()) / double(1 << 30);
+  result.flops = training.flops_per_token(step.T) * double(step.B * step.T);
+  return result;
+}
+
+std::string json_line(const StepResult& result, int num_threads) {
+  const nlohmann::ordered_json line{{"op", "step"},
+                                    {"model", result.step.config},
+                                    {"B", result.step.B},
+                                    {"T", result.step.T},
+                                    {"threads", num_threads},
+                                    {"params", result.num_parameters},
+                                    {"tok_s", result.tokens_per_s()},
+                                    {"step_ms", result.timing.median_ms},
+                                    {"spread", result.timing.spread},
+                                    {"peak_gib", result.peak_gib},
+                                    {"mfu", result.mfu()},
+                                    {"first_step_s", result.first_step_s}};
+  return line.dump() + "\n";
+}
+
+std::string table_row(const StepResult& result) {
+  return fmt::format(
+      "{:<10} {:<16} B {}, T {}: {:.0f} ms, {:.0f} tokens/s, {:.0f}% of gemm, {:.2f} GiB, first "
+      "step "
+      "{:.1f} s\n",
+      "step", result.step.config, result.step.B, result.step.T, result.timing.median_ms,
+      result.tokens_per_s(), 100 * result.mfu(), result.peak_gib, result.first_step_s);
+}
+
+}  // namespace sluice::bench
