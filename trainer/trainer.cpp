@@ -61,12 +61,6 @@ Trainer::Trainer(const Config& config, Mesh& mesh)
       store_(DType::f32),
       model_(config.model, store_, config.train.recompute),
       optimizer_((store_.freeze(), config.optimizer), store_) {
-  if (mesh.shape().cp != 1 || mesh.shape().ep != 1) {
-    throw UsageError(
-        fmt::format("this version trains data-parallel only: set parallel.cp and parallel.ep "
-                    "to 1 (got {} and {})",
-                    mesh.shape().cp, mesh.shape().ep));
-  }
   store_.initialise(uint64_t(config.seed));
   accumulation_ = std::make_unique<GradientAccumulation>(store_, group_, shape_.micro_batches,
                                                          config.train.global_batch);

@@ -1,12 +1,11 @@
 // sluice-bench: every operator's speed beside what a copy and OpenBLAS reach in the same run.
 #include <CLI/CLI.hpp>
-#include <algorithm>
 #include <cstdio>
 
 #include "kernels/core/threads.h"
 #include "tests/bench/report.h"
+#include "tests/bench/selection.h"
 #include "tests/bench/step.h"
-#include "trainer/suggest.h"
 
 namespace {
 
@@ -16,26 +15,6 @@ using namespace sluice::bench;
 void print(const std::string& text) {
   std::fputs(text.c_str(), stdout);
   std::fflush(stdout);
-}
-
-constexpr const char* kStep = "step";  // whole training steps, after the operators
-
-bool is_chosen(const std::vector<std::string>& ops, const std::string& name) {
-  return ops.empty() || std::find(ops.begin(), ops.end(), name) != ops.end();
-}
-
-// The families named, in the order of the output; all of them if none is.
-std::vector<Family> select(const std::vector<std::string>& ops) {
-  std::vector<Family> families = all_families();
-  std::vector<std::string> names = {kStep};
-  for (const Family& family : families) names.push_back(family.name);
-  for (const std::string& op : ops) {
-    if (std::find(names.begin(), names.end(), op) != names.end()) continue;
-    throw UsageError("--ops: there is no operator '" + op + "'" + did_you_mean(op, names) +
-                     "\nknown: " + join(names));
-  }
-  std::erase_if(families, [&](const Family& family) { return !is_chosen(ops, family.name); });
-  return families;
 }
 
 void run(const std::vector<Family>& families, bool steps, bool json) {
@@ -70,7 +49,7 @@ int main(int argc, char** argv) {
   try {
     app.parse(argc, argv);
     set_num_threads(threads);
-    run(select(ops), is_chosen(ops, kStep), json);
+    run(select_families(ops), is_chosen(ops, kStep), json);
     return int(ExitCode::ok);
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? int(ExitCode::ok) : int(ExitCode::usage);

@@ -15,6 +15,12 @@ void require_supported(const Config& config) {
     throw UsageError(
         "device: cuda needs a build with CUDA; this one has none: set device: auto or cpu");
   }
+  if (config.parallel.cp != 1 || config.parallel.ep != 1) {
+    throw UsageError(
+        fmt::format("this version trains data-parallel only: set parallel.cp and "
+                    "parallel.ep to 1 (got {} and {})",
+                    config.parallel.cp, config.parallel.ep));
+  }
   if (config.precision == Precision::bf16) {
     throw UsageError("precision: bf16 on the CPU needs a build with oneDNN: set precision: f32");
   }

@@ -1,0 +1,169 @@
+#!/usr/bin/env python3
+"""Training through the binary and real mpirun: equal bits over ranks, stops, deaths, bad input.
+
+    train_cli_test.py PATH_OF_SLUICE SOURCE_DIR
+"""
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import unittest
+
+SLUICE = None
+CONFIG = None
+
+
+def run(*arguments, cwd, ranks=0):
+    launcher = ["mpirun", "-np", str(ranks)] if ranks else []
+    return subprocess.run([*launcher, SLUICE, *map(str, arguments)], cwd=cwd, capture_output=True,
+                          text=True, timeout=300)
+
+
+def losses(folder):
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return {record["step"]: record["loss"] for record in map(json.loads, lines)}
+
+
+def wait_for_steps(folder, steps, process):
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        file = folder / "metrics.jsonl"
+        if file.exists() and file.read_text().count("\n") >= steps:
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"the run did not reach step {steps}")
+
+
+class Train(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.temporary = tempfile.TemporaryDirectory()
+        cls.root = pathlib.Path(cls.temporary.name)
+        (cls.root / "stores").mkdir()
+        random.seed(1)
+        words = ["sluice", "gate", "water", "state", "chunk", "passes", "on", "the", "a", "slow"]
+        for number in range(120):
+            text = " ".join(random.choice(words) for _ in range(random.randint(5, 80)))
+            (cls.root / f"text{number}.txt").write_text(text)
+        built = run("data", "build", ".", "--suffix", ".txt", "--out", "stores/text.h5", "--valid",
+                    "stores/text-valid.h5", "--valid-fraction", "0.1", cwd=cls.root)
+        assert built.returncode == 0, built.stderr
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.temporary.cleanup()
+
+    def train(self, name, *overrides, ranks=0):
+        return run("train", CONFIG, *overrides, "--run", name, cwd=self.root, ranks=ranks)
+
+    def start(self, name, *overrides, ranks):
+        return subprocess.Popen(
+            ["mpirun", "-np", str(ranks), SLUICE, "train", CONFIG, "--run", name, *overrides],
+            cwd=self.root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    def test_ranks_give_equal_bits(self):
+        for ranks in (0, 2, 4):
+            result = self.train(f"equal{ranks}", "train.steps=50", ranks=ranks)
+            self.assertEqual(result.returncode, 0, result.stdout + result.stderr)
+        expected = losses(self.root / "equal0")
+        self.assertEqual(len(expected), 50)
+        self.assertLess(expected[50], 0.8 * expected[1])
+        hashes = []
+        for ranks in (0, 2, 4):
+            folder = self.root / f"equal{ranks}"
+            self.assertEqual(losses(folder), expected, f"{ranks} ranks")
+            score = run("eval", folder, "--data", "stores/text-valid.h5", "--json", cwd=self.root)
+            self.assertEqual(score.returncode, 0, score.stderr)
+            hashes.append(json.loads(score.stdout)["loss"])
+        self.assertEqual(len(set(hashes)), 1, hashes)
+
+    def test_a_signal_stops_all_ranks_and_another_number_of_them_goes_on(self):
+        whole = self.train("whole", "train.steps=40")
+        self.assertEqual(whole.returncode, 0, whole.stderr)
+        process = self.start("stopped", "train.steps=40", ranks=2)
+        wait_for_steps(self.root / "stopped", 5, process)
+        process.send_signal(signal.SIGUSR1)
+        output, _ = process.communicate(timeout=60)
+        self.assertEqual(process.returncode, 75, output)
+        done = len(losses(self.root / "stopped"))
+        self.assertLess(done, 40)
+        again = self.train("stopped", "train.steps=40", ranks=4)
+        self.assertEqual(again.returncode, 0, again.stdout + again.stderr)
+        self.assertIn(f"at step {done}", again.stdout)
+        self.assertEqual(losses(self.root / "stopped"), losses(self.root / "whole"))
+
+    def test_a_killed_rank_ends_the_job_and_the_run_goes_on(self):
+        process = self.start("killed", "train.steps=100000", "checkpoint.every=5", ranks=2)
+        wait_for_steps(self.root / "killed", 12, process)
+        children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True)
+        os.kill(int(children.stdout.split()[0]), signal.SIGKILL)
+        start = time.monotonic()
+        process.communicate(timeout=30)
+        self.assertLess(time.monotonic() - start, 5)
+        self.assertEqual(process.returncode, 137)
+        leftover = subprocess.run(["pgrep", "-f", f"{SLUICE} train {CONFIG} --run killed"],
+                                  capture_output=True, text=True)
+        self.assertEqual(leftover.stdout, "")
+        again = self.train("killed", "train.steps=20", ranks=2)
+        self.assertEqual(again.returncode, 0, again.stdout + again.stderr)
+
+    def test_bad_input_leaves_with_its_code_and_one_message(self):
+        cases = [
+            (2, ["model.mamba2.heads_dim=8"], "head_dim"),
+            (2, ["train.global_batch=7"], "global_batch"),
+            (2, ["parallel.cp=2"], "cp"),
+            (2, ["model.mamba2.chunk=0"], "chunk"),
+            (2, ["model.moe.top_k=9"], "top_k"),
+            (2, ["model.attention.heads=5"], "heads"),
+            (2, ["model.vocab_size=100"], "vocab"),
+            (74, ["data.train=stores/absent.h5"], "absent.h5"),
+            (65, ["data.train=text0.txt"], "text0.txt"),
+        ]
+        for ranks in (0, 2):
+            for code, overrides, part in cases:
+                result = self.train("bad", *overrides, ranks=ranks)
+                self.assertEqual(result.returncode, code, f"{overrides}: {result.stderr}")
+                said = [line for line in result.stderr.splitlines() if "sluice: error" in line]
+                self.assertEqual(len(said), 1, result.stderr)
+                self.assertIn(part, result.stderr)
+                self.assertFalse((self.root / "bad" / "metrics.jsonl").exists())
+
+    def test_an_output_path_that_cannot_be_written(self):
+        (self.root / "occupied").write_text("a file")
+        result = self.train("occupied/run")
+        self.assertEqual(result.returncode, 74, result.stderr)
+        self.assertIn("occupied", result.stderr)
+
+    def test_plan_allocates_nothing_and_agrees_with_the_run(self):
+        result = run("plan", CONFIG, "--json", cwd=self.root)
+        plan = json.loads(result.stdout)
+        self.assertTrue(plan["fits"])
+        trained = self.train("planned", "train.steps=1")
+        self.assertEqual(trained.returncode, 0, trained.stderr)
+        record = json.loads((self.root / "planned" / "metrics.jsonl").read_text())
+        measured = record["memory_gib"] * 2**30
+        self.assertAlmostEqual(plan["memory_per_rank"]["total"] / measured, 1, places=6)
+        self.assertEqual(sum(plan["params"]["by_kind"].values()), plan["params"]["total"])
+
+    def test_generation_is_a_function_of_the_seed(self):
+        trained = self.train("spoken", "train.steps=3")
+        self.assertEqual(trained.returncode, 0, trained.stderr)
+        texts = []
+        for seed in (1, 1, 2):
+            result = run("generate", "spoken", "--prompt", "the ", "--tokens", 40, "--seed", seed,
+                         "--json", cwd=self.root)
+            self.assertEqual(result.returncode, 0, result.stderr)
+            texts.append(json.loads(result.stdout)["tokens"])
+        self.assertEqual(texts[0], texts[1])
+        self.assertNotEqual(texts[0], texts[2])
+
+
+if __name__ == "__main__":
+    SLUICE = os.path.abspath(sys.argv.pop(1))
+    CONFIG = os.path.join(os.path.abspath(sys.argv.pop(1)), "configs/small/hybrid.yaml")
+    unittest.main()
