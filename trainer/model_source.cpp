@@ -24,11 +24,27 @@ void drop_losses(MoeConfig& moe) {
 
 LoadedModel load_model(const std::string& path, DType dtype) {
   if (is_hf_folder(path)) return load_hf_model(path, dtype);
-  if (is_checkpoint_source(path)) return load_checkpoint_model(path, dtype);
+  if (is_checkpoint_source(path)) {
+    LoadedModel loaded = load_checkpoint_model(path, dtype);
+    loaded.tensors = own_tensors(*loaded.store);
+    return loaded;
+  }
   throw UsageError(
       concat(path, is_folder(path) ? ": holds no model" : ": is no folder",
              "; a model is a run folder, a checkpoint folder, or a Hugging Face folder with "
              "config.json and model.safetensors"));
+}
+
+std::vector<SourceTensor> own_tensors(const ParameterStore& store) {
+  std::vector<SourceTensor> tensors;
+  for (const Parameter& parameter : store.parameters()) {
+    const Dims& dims = parameter.dims;
+    tensors.push_back({.name = parameter.name,
+                       .shape = {dims.size.begin(), dims.size.begin() + dims.rank},
+                       .parameter = {int32_t(tensors.size())},
+                       .begin = 0});
+  }
+  return tensors;
 }
 
 ModelConfig without_auxiliary_losses(ModelConfig config) {

@@ -23,6 +23,9 @@ struct LoadedModel {
 // for one that cannot be read.
 LoadedModel load_model(const std::string& path, DType dtype = DType::f32);
 
+// Each parameter whole, under sluice's own name.
+std::vector<SourceTensor> own_tensors(const ParameterStore& store);
+
 // The same stack with the coefficients of balance and z losses at 0: what is scored, evaluated or
 // sampled from is the cross-entropy alone.
 ModelConfig without_auxiliary_losses(ModelConfig config);

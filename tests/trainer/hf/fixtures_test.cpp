@@ -1,0 +1,138 @@
+// The six Hugging Face families against transformers' own logits, loss and gradients.
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "data/hdf5_file.h"
+#include "tests/support/errors.h"
+#include "tests/support/fixtures.h"
+#include "tests/support/tolerance.h"
+#include "trainer/hf/hf_model.h"
+#include "trainer/hf/safetensors.h"
+#include "trainer/score.h"
+
+namespace sluice {
+namespace {
+
+using test::expect_error;
+using test::fixture_folder;
+using test::TempFolder;
+
+std::vector<double> expected_values(const SafetensorsFile& file, const std::string& name) {
+  const SafetensorsEntry* const entry = file.find(name);
+  SLUICE_CHECK(entry != nullptr, "no ", name);
+  std::vector<double> values(entry->numel());
+  file.read_values(*entry, DType::f64, values.data());
+  return values;
+}
+
+template <class T>
+double relative_error(const T* got, const std::vector<double>& expected) {
+  double difference = 0;
+  double norm = 0;
+  for (size_t i = 0; i < expected.size(); ++i) {
+    difference += (double(got[i]) - expected[i]) * (double(got[i]) - expected[i]);
+    norm += expected[i] * expected[i];
+  }
+  return std::sqrt(difference / norm);
+}
+
+class HfFixtures : public testing::TestWithParam<const char*> {
+ protected:
+  std::string folder_ = fixture_folder(GetParam());
+  SafetensorsFile expected_{folder_ + "/expected.safetensors"};
+};
+
+TEST_P(HfFixtures, LossLogitsAndGradients) {
+  const LoadedModel loaded = load_model(folder_);
+  const TokenRows rows = read_token_rows(folder_ + "/tokens.json", loaded.config.vocab_size);
+  const Scores scores = score(loaded, rows, {.logits = true, .gradients = true});
+  EXPECT_NEAR(scores.loss, expected_values(expected_, "loss")[0], test::kFixtureLoss);
+  EXPECT_EQ(scores.targets, 138);
+  EXPECT_LE(relative_error(scores.logits.as<float>(), expected_values(expected_, "logits")),
+            test::kFixtureLogits);
+
+  // Every tensor of the file has a gradient, and the other way round.
+  size_t gradients = 0;
+  for (const SafetensorsEntry& entry : expected_.tensors())
+    gradients += entry.name.starts_with("grad.");
+  EXPECT_EQ(loaded.tensors.size(), gradients);
+  for (const SourceTensor& tensor : loaded.tensors) {
+    const std::vector<double> gradient = expected_values(expected_, "grad." + tensor.name);
+    const TensorView got = loaded.store->view(scores.gradients, tensor.parameter);
+    EXPECT_LE(relative_error(got.as<float>() + tensor.begin, gradient), test::kFixtureGradient)
+        << tensor.name;
+  }
+}
+
+TEST_P(HfFixtures, InDoubleTheErrorIsTheReferences) {
+  const LoadedModel loaded = load_model(folder_, DType::f64);
+  const TokenRows rows = read_token_rows(folder_ + "/tokens.json", loaded.config.vocab_size);
+  const Scores scores = score(loaded, rows, {.logits = true, .gradients = false});
+  EXPECT_LE(relative_error(scores.logits.as<double>(), expected_values(expected_, "logits")),
+            test::kFixtureLogits / 20);
+}
+
+TEST_P(HfFixtures, TheDumpsHoldWhatWasScored) {
+  const TempFolder out;
+  const LoadedModel loaded = load_model(folder_);
+  const TokenRows rows = read_token_rows(folder_ + "/tokens.json", loaded.config.vocab_size);
+  const Scores scores = score(loaded, rows, {.logits = true, .gradients = true});
+  write_logits(out / "L.h5", scores);
+  write_gradients(out / "G.h5", loaded, scores);
+  std::vector<float> logits(scores.logits.numel());
+  Hdf5Reader(out / "L.h5").read("logits", {2, 70, 96}, logits.data());
+  EXPECT_TRUE(std::equal(logits.begin(), logits.end(), scores.logits.as<float>()));
+  const Hdf5Reader gradients(out / "G.h5");
+  EXPECT_EQ(gradients.datasets().size(), loaded.tensors.size());
+  for (const SourceTensor& tensor : loaded.tensors) {
+    std::vector<float> gradient(tensor.numel());
+    gradients.read(tensor.name, tensor.shape, gradient.data());
+    const TensorView flat = loaded.store->view(scores.gradients, tensor.parameter);
+    EXPECT_TRUE(std::equal(gradient.begin(), gradient.end(), flat.as<float>() + tensor.begin));
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Families, HfFixtures, testing::ValuesIn(test::kFamilies),
+                         [](const auto& info) { return std::string(info.param); });
+
+TEST(Score, RowsOfUnequalLengthAreDocumentsOfTheirOwn) {
+  const LoadedModel loaded = load_model(fixture_folder("jamba"));
+  const TokenRows rows = {{5, 6, 7, 8, 9}, {5, 6, 7}, {11}};
+  const Scores all = score(loaded, rows, {});
+  EXPECT_EQ(all.tokens, 9);
+  EXPECT_EQ(all.targets, 6);
+  const double first = score(loaded, {rows[0]}, {}).loss;
+  const double second = score(loaded, {rows[1]}, {}).loss;
+  EXPECT_NEAR(all.loss, (4 * first + 2 * second) / 6, 1e-12);
+  expect_error<UsageError>([&] { score(loaded, rows, {.logits = true}); }, {"row 1 has 3"});
+  expect_error<UsageError>([&] { score(loaded, {{11}}, {}); }, {"two tokens"});
+}
+
+TEST(Score, TokenFilesAreChecked) {
+  const TempFolder folder;
+  const auto refused = [&](const std::string& text, std::initializer_list<std::string> parts) {
+    const std::string path = folder.write("tokens.json", text);
+    expect_error<DataError>([&] { read_token_rows(path, 96); }, parts);
+  };
+  EXPECT_EQ(read_token_rows(folder.write("ok.json", "[[1,2],[95]]"), 96),
+            (TokenRows{{1, 2}, {95}}));
+  refused("[[1, 96]]", {"row 0, token 1", "[0, 95]", "96"});
+  refused("[[1], [-1]]", {"row 1, token 0"});
+  refused("[[1.5]]", {"row 0, token 0", "an integer"});
+  refused("[[1], []]", {"row 1 is empty"});
+  refused("[1, 2]", {"row 0", "a list"});
+  refused("{\"a\": 1}", {"a list"});
+  refused("[[[1]]]", {"deep"});
+  refused("[[1]", {"not JSON"});
+  expect_error<IoError>([&] { read_token_rows(folder / "absent.json", 96); }, {"absent.json"});
+}
+
+TEST(Score, APathThatIsNoModelSaysWhatIsNeeded) {
+  const TempFolder folder;
+  expect_error<UsageError>([&] { load_model(folder.path()); }, {folder.path(), "config.json"});
+  expect_error<UsageError>([&] { load_model(folder / "absent"); }, {"no folder"});
+}
+
+}  // namespace
+}  // namespace sluice
