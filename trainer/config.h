@@ -65,7 +65,7 @@ struct TrainConfig {
   int64_t global_batch = 64;
   int64_t micro_batch = 4;
   Recompute recompute = Recompute::none;
-  int64_t eval_every = 0;
+  int64_t eval_every = 200;
   int64_t eval_rows = 0;
   NanPolicy nan_policy = NanPolicy::skip;
   int64_t max_bad_steps = 5;

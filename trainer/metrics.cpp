@@ -51,6 +51,30 @@ std::string to_log_line(const StepMetrics& metrics, int64_t steps) {
   return metrics.skipped ? line + "  skipped" : line;
 }
 
+std::vector<std::pair<std::string, double>> tensorboard_values(const StepMetrics& metrics) {
+  struct Tag {
+    const char* key;
+    const char* tag;
+    double factor;
+  };
+  constexpr Tag kTags[] = {{"loss", "loss_metrics/global_avg_loss", 1},
+                           {"tokens_per_s", "throughput(tps)", 1},
+                           {"mfu", "mfu(%)", 100},
+                           {"memory_gib", "memory/allocated(GiB)", 1},
+                           {"valid_loss", "validation_metrics/loss", 1}};
+  std::vector<std::pair<std::string, double>> values = metrics.numbers();
+  std::erase_if(values, [](const auto& value) { return value.first == "step"; });
+  for (auto& [key, value] : values) {
+    for (const Tag& tag : kTags) {
+      if (key != tag.key) continue;
+      key = tag.tag;
+      value *= tag.factor;
+      break;
+    }
+  }
+  return values;
+}
+
 void truncate_metrics(const std::string& path, int64_t step) {
   if (!std::filesystem::exists(path)) return;
   std::ifstream file(path, std::ios::binary);

@@ -37,6 +37,9 @@ std::string to_json_line(const StepMetrics& metrics);
 // The same for log.txt, for people who grep.
 std::string to_log_line(const StepMetrics& metrics, int64_t steps);
 
+// The numbers under the tags that people look for in TensorBoard.
+std::vector<std::pair<std::string, double>> tensorboard_values(const StepMetrics& metrics);
+
 class MetricsWriter {
  public:
   MetricsWriter(const std::string& path, Warn warn) : file_(path, std::move(warn)) {}

@@ -74,6 +74,23 @@ TEST(Metrics, EveryStepIsInTheFileAtOnce) {
   EXPECT_TRUE(writer.sync());
 }
 
+TEST(Metrics, TensorboardTags) {
+  StepMetrics metrics = at_step(1);
+  metrics.mfu = 0.5;
+  metrics.more = {{"valid_loss", 3.25}};
+  const std::vector<std::pair<std::string, double>> expected = {
+      {"loss_metrics/global_avg_loss", 2.5},
+      {"grad_norm", 0.1},
+      {"lr", 6e-4},
+      {"tokens", 131072},
+      {"throughput(tps)", 1000},
+      {"step_s", 0.5},
+      {"data_wait_s", 0},
+      {"mfu(%)", 50},
+      {"validation_metrics/loss", 3.25}};
+  EXPECT_EQ(tensorboard_values(metrics), expected);
+}
+
 TEST(Metrics, TruncatesToACheckpoint) {
   TempFolder folder;
   std::string lines;
