@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "data/hdf5_file.h"
+#include "data/token_store.h"
 #include "tests/support/errors.h"
 #include "tests/support/fixtures.h"
 #include "tests/support/tolerance.h"
@@ -126,6 +127,21 @@ TEST(Score, TokenFilesAreChecked) {
   refused("[[[1]]]", {"deep"});
   refused("[[1]", {"not JSON"});
   expect_error<IoError>([&] { read_token_rows(folder / "absent.json", 96); }, {"absent.json"});
+}
+
+TEST(Score, EachDocumentOfATokenStoreIsARow) {
+  const TempFolder folder;
+  TokenStoreHeader header;
+  header.vocab_size = 96;
+  header.tokenizer = "test";
+  header.tokenizer_hash = "0";
+  header.end_of_document = 0;
+  TokenStoreWriter writer(header);
+  writer.add_document(std::vector<int32_t>{5, 6, 7});
+  writer.add_document(std::vector<int32_t>{8});
+  writer.finish(folder / "rows.h5");
+  EXPECT_EQ(read_token_rows(folder / "rows.h5", 96), (TokenRows{{5, 6, 7, 0}, {8, 0}}));
+  expect_error<DataError>([&] { read_token_rows(folder / "rows.h5", 95); }, {"96", "95"});
 }
 
 TEST(Score, APathThatIsNoModelSaysWhatIsNeeded) {
