@@ -306,7 +306,7 @@ void TrainingRun::log(const StepMetrics& metrics) {
   if (metrics.step % config_.log.every == 0 || last_step()) {
     log_file_->append(to_log_line(metrics, config_.train.steps) + "\n");
   }
-  if (tensorboard_) tensorboard_->write(metrics.step, metrics.numbers());
+  if (tensorboard_) tensorboard_->write(metrics.step, tensorboard_values(metrics));
   progress_->show(metrics);
 }
 
