@@ -10,6 +10,12 @@
 
 namespace sluice::test {
 
+inline std::string read_text(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  SLUICE_CHECK(file.good(), "cannot read ", path);
+  return {std::istreambuf_iterator<char>(file), {}};
+}
+
 class TempFolder {
  public:
   TempFolder() {
@@ -25,6 +31,7 @@ class TempFolder {
   TempFolder& operator=(const TempFolder&) = delete;
 
   const std::string& path() const { return path_; }
+  // The path of a name in it.
   std::string operator/(const std::string& name) const { return path_ + "/" + name; }
 
   // Writes a file and returns its path.
@@ -33,15 +40,10 @@ class TempFolder {
     std::ofstream(path, std::ios::binary).write(bytes.data(), std::streamsize(bytes.size()));
     return path;
   }
+  std::string read(const std::string& name) const { return read_text(*this / name); }
 
  private:
   std::string path_;
 };
-
-inline std::string read_text(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  SLUICE_CHECK(file.good(), "cannot read ", path);
-  return {std::istreambuf_iterator<char>(file), {}};
-}
 
 }  // namespace sluice::test

@@ -6,7 +6,7 @@
 #include <nlohmann/json.hpp>
 
 #include "kernels/core/error.h"
-#include "tests/trainer/temp_folder.h"
+#include "tests/support/temp_folder.h"
 
 namespace sluice::test {
 namespace {

@@ -9,7 +9,7 @@
 #include <nlohmann/json.hpp>
 
 #include "kernels/core/error.h"
-#include "tests/trainer/temp_folder.h"
+#include "tests/support/temp_folder.h"
 
 namespace sluice::test {
 namespace {
@@ -65,7 +65,7 @@ TEST(Metrics, NumbersReadBackExactly) {
 
 TEST(Metrics, EveryStepIsInTheFileAtOnce) {
   TempFolder folder;
-  MetricsWriter writer(folder.file("metrics.jsonl"), {});
+  MetricsWriter writer(folder / "metrics.jsonl", {});
   writer.write(at_step(1));
   EXPECT_EQ(folder.read("metrics.jsonl"), to_json_line(at_step(1)) + "\n");
   writer.write(at_step(2));
@@ -105,10 +105,10 @@ TEST(Metrics, TruncatesToACheckpoint) {
   EXPECT_EQ(folder.read("metrics.jsonl"), expected);
   truncate_metrics(path, 0);
   EXPECT_EQ(folder.read("metrics.jsonl"), "");
-  truncate_metrics(folder.file("none.jsonl"), 3);
-  EXPECT_FALSE(std::filesystem::exists(folder.file("none.jsonl")));
+  truncate_metrics(folder / "none.jsonl", 3);
+  EXPECT_FALSE(std::filesystem::exists(folder / "none.jsonl"));
   folder.write("bad.jsonl", "[]\n");
-  EXPECT_THROW(truncate_metrics(folder.file("bad.jsonl"), 3), DataError);
+  EXPECT_THROW(truncate_metrics(folder / "bad.jsonl", 3), DataError);
 }
 
 TEST(AppendFile, SurvivesAFullDeviceWithOneWarning) {
@@ -125,7 +125,7 @@ TEST(AppendFile, SurvivesAFullDeviceWithOneWarning) {
 TEST(AppendFile, IsWholeAgainAfterwards) {
   TempFolder folder;
   std::vector<std::string> warnings;
-  AppendFile file(folder.file("log"), [&](const std::string& text) { warnings.push_back(text); });
+  AppendFile file(folder / "log", [&](const std::string& text) { warnings.push_back(text); });
   file.append("first line\n");
   rlimit before{};
   ::getrlimit(RLIMIT_FSIZE, &before);

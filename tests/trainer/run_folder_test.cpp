@@ -7,7 +7,7 @@
 #include <nlohmann/json.hpp>
 
 #include "kernels/core/error.h"
-#include "tests/trainer/temp_folder.h"
+#include "tests/support/temp_folder.h"
 #include "trainer/environment.h"
 
 namespace sluice::test {
@@ -15,7 +15,7 @@ namespace {
 
 TEST(RunFolder, IsCreatedLockedAndReleased) {
   TempFolder temp;
-  const std::string path = temp.file("a/b");
+  const std::string path = temp / "a/b";
   {
     RunFolder folder(path);
     try {
@@ -37,13 +37,13 @@ TEST(RunFolder, TheLockOfADeadProcessIsFree) {
   TempFolder temp;
   const pid_t child = ::fork();
   if (child == 0) {
-    auto* folder = new RunFolder(temp.file("run"));
+    auto* folder = new RunFolder(temp / "run");
     ::_exit(folder->path().empty() ? 1 : 0);  // as kill -9: no destructor runs
   }
   int status = 0;
   ::waitpid(child, &status, 0);
   ASSERT_EQ(status, 0);
-  RunFolder folder(temp.file("run"));
+  RunFolder folder(temp / "run");
 }
 
 TEST(RunFolder, OfManyRacingProcessesOneGetsIt) {
@@ -58,7 +58,7 @@ TEST(RunFolder, OfManyRacingProcessesOneGetsIt) {
       ::close(go[1]);
       [[maybe_unused]] ssize_t ignored = ::read(go[0], &start, 1);  // ends when all exist
       try {
-        RunFolder folder(temp.file("run"));
+        RunFolder folder(temp / "run");
         outcome = 'y';
         ignored = ::write(done[1], &outcome, 1);
         ::usleep(20000);
@@ -84,7 +84,7 @@ TEST(RunFolder, OfManyRacingProcessesOneGetsIt) {
 
 TEST(RunFolder, ChildProcessesDoNotInheritTheLock) {
   TempFolder temp;
-  auto folder = std::make_unique<RunFolder>(temp.file("run"));
+  auto folder = std::make_unique<RunFolder>(temp / "run");
   const pid_t child = ::fork();
   if (child == 0) {
     ::execlp("sleep", "sleep", "5", nullptr);
@@ -92,7 +92,7 @@ TEST(RunFolder, ChildProcessesDoNotInheritTheLock) {
   }
   ::usleep(200000);  // until exec has closed the descriptor
   folder.reset();
-  RunFolder again(temp.file("run"));
+  RunFolder again(temp / "run");
   ::kill(child, SIGKILL);
   ::waitpid(child, nullptr, 0);
 }
@@ -107,7 +107,7 @@ TEST(RunFolder, RefusesWhatIsNoFolder) {
 
 TEST(RunFolder, WritesItsFilesWhole) {
   TempFolder temp;
-  RunFolder folder(temp.file("run"));
+  RunFolder folder(temp / "run");
   folder.write_config("name: x\n");
   folder.write_config("name: y\n");
   EXPECT_EQ(temp.read("run/config.yaml"), "name: y\n");

@@ -3,7 +3,7 @@
 #include <gtest/gtest.h>
 
 #include "kernels/core/error.h"
-#include "tests/trainer/temp_folder.h"
+#include "tests/support/temp_folder.h"
 
 namespace sluice::test {
 namespace {
