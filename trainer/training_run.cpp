@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <filesystem>
 
@@ -13,6 +14,7 @@
 #include "trainer/checkpoint/reader.h"
 #include "trainer/environment.h"
 #include "trainer/error_report.h"
+#include "trainer/model_source.h"
 #include "trainer/runtime_info.h"
 #include "trainer/version.h"
 
@@ -52,7 +54,10 @@ TrainingRun::TrainingRun(const Config& config, const RunOptions& options, World&
   checkpointing.folder = checkpoints();
   checkpointing.run_id = run_id_;
   writer_ = std::make_unique<CheckpointWriter>(std::move(checkpointing), peers_);
-  resume();
+  const bool resumed = resume();
+  if (!resumed && !config_.model.init_from.empty()) {
+    agree(peers_, [&] { initialise_from(config_.model.init_from); });
+  }
   peak_flops_ = reduce_value(*world_.comm, measure_peak_flops(), ReduceOp::sum);
   agree(peers_, [&] { open_logs(); });
 }
@@ -132,8 +137,8 @@ double TrainingRun::measure_peak_flops() {
   return best;
 }
 
-void TrainingRun::resume() {
-  if (options_.resume == "never") return;
+bool TrainingRun::resume() {
+  if (options_.resume == "never") return false;
   const bool in_place = options_.resume == "auto";
   std::optional<VerifiedCheckpoint> found;
   try {
@@ -151,10 +156,30 @@ void TrainingRun::resume() {
   if (found) {
     resume_from(*found, in_place);
   } else if (!in_place) {
-    throw AgreedFailure(ExitCode::usage,
-                        fmt::format("--resume {}: no checkpoint there; give the folder of a "
-                                    "run or of a checkpoint",
-                                    options_.resume));
+    throw AgreedFailure(
+        ExitCode::usage,
+        fmt::format("--resume {}: no checkpoint there; give the folder of a run or of a checkpoint",
+                    options_.resume));
+  }
+  return found.has_value();
+}
+
+// model.init_from: the weights of another model of the same shape, from wherever one can be loaded.
+void TrainingRun::initialise_from(const std::string& path) {
+  const LoadedModel source = load_model(path);
+  ParameterStore& store = trainer_->store();
+  for (size_t i = 0; i < store.parameters().size(); ++i) {
+    const Parameter& parameter = store.parameters()[i];
+    const ParameterId id = source.store->find(parameter.name);
+    if (id.index < 0 || !(source.store->parameter(id).dims == parameter.dims)) {
+      throw UsageError(fmt::format(
+          "model.init_from: {} has {} {} {}; the configuration needs {}: give it the same model",
+          path, id.index < 0 ? "no" : "another", parameter.name,
+          id.index < 0 ? "" : to_string(source.store->parameter(id).dims),
+          to_string(parameter.dims)));
+    }
+    const TensorView value = source.store->value(id);
+    std::copy_n(value.as<float>(), value.numel(), store.value({int32_t(i)}).as<float>());
   }
 }
 

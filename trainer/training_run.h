@@ -47,9 +47,10 @@ class TrainingRun {
   std::string make_run_id();
   void open_folder();
   void open_logs();
-  void resume();
+  bool resume();  // whether there was something to resume from
   void resume_from(const VerifiedCheckpoint& found, bool in_place);
   void load_all(const VerifiedCheckpoint& found);
+  void initialise_from(const std::string& path);
   void start_from_weights(const VerifiedCheckpoint& found);
   void check_data(const VerifiedCheckpoint& found) const;
   double measure_peak_flops();

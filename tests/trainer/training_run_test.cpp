@@ -117,6 +117,20 @@ TEST(TrainingRun, WeightsOfAnotherConfigurationStartANewRun) {
   EXPECT_LT(losses.at(1), 0.8 * losses_of(first).at(1));  // trained weights, step 1
 }
 
+TEST(TrainingRun, InitFromTakesTheWeightsOfAnotherRun) {
+  TinyRun tiny;
+  const std::string first = tiny.folder.path() + "/first";
+  ASSERT_EQ(run_in(tiny, first), ExitCode::ok);
+  tiny.config.model.init_from = first;
+  const std::string second = tiny.folder.path() + "/second";
+  ASSERT_EQ(run_in(tiny, second), ExitCode::ok);
+  EXPECT_LT(losses_of(second).at(1), 0.8 * losses_of(first).at(1));
+  tiny.config.model.stack.pattern = "M";
+  EXPECT_EQ(code_of([&] { run_in(tiny, tiny.folder.path() + "/third"); }), ExitCode::ok);
+  tiny.config.model.stack.pattern = "MM";
+  EXPECT_EQ(code_of([&] { run_in(tiny, tiny.folder.path() + "/fourth"); }), ExitCode::usage);
+}
+
 TEST(TrainingRun, AChangedTokenStoreIsRefused) {
   TinyRun tiny;
   const std::string folder = tiny.folder.path() + "/run";
