@@ -130,6 +130,37 @@ TEST_F(Damage, LoadingAloneNeverGivesWrongValues) {
   EXPECT_GT(refused, 30);
 }
 
+// Good files, but elements that are not those of the manifest.
+TEST_F(Damage, PiecesOfOtherValuesAreRefused) {
+  const std::vector<TensorSink> sinks = [&] {
+    std::vector<TensorSink> all;
+    for (TestTensor& tensor : newer_) {
+      all.push_back(
+          {tensor.name, tensor.dtype, tensor.dims, whole_region(tensor.dims), tensor.bytes.data()});
+    }
+    return all;
+  }();
+  Manifest manifest = read_manifest(path_);
+  StoredPiece* first = nullptr;  // two pieces of a file that hold equally many elements
+  StoredPiece* second = nullptr;
+  for (StoredTensor& one : manifest.tensors) {
+    for (StoredTensor& other : manifest.tensors) {
+      StoredPiece& a = one.pieces[0];
+      StoredPiece& b = other.pieces[0];
+      if (first == nullptr && &a != &b && a.file == "optim-0.h5" && b.file == a.file &&
+          one.dtype == other.dtype && a.region.count() == b.region.count() && a.hash != b.hash) {
+        first = &a;
+        second = &b;
+      }
+    }
+  }
+  ASSERT_NE(first, nullptr);
+  std::swap(first->dataset, second->dataset);
+  const std::string message = error_of([&] { load_checkpoint(path_, manifest, sinks); });
+  EXPECT_TRUE(contains(message, path_ + "/optim-0.h5: tensor ")) << message;
+  EXPECT_TRUE(contains(message, "expected XXH3 ")) << message;
+}
+
 TEST_F(Damage, AMessageNamesFileTensorAndBothHashes) {
   std::string bytes = good_.at("model-1.h5");
   const size_t place = bytes.find(newer_[9].bytes.substr(newer_[9].bytes.size() - 8));

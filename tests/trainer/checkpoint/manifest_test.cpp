@@ -49,6 +49,9 @@ struct Lie {
   const char* message;  // what the refusal must say
 };
 
+// What gtest calls it.
+void PrintTo(const Lie& lie, std::ostream* out) { *out << lie.place << " = " << lie.value; }
+
 class Lies : public ::testing::TestWithParam<Lie> {};
 
 TEST_P(Lies, AreRefusedByName) {
@@ -106,7 +109,6 @@ const Lie kLies[] = {
     {"/tensors/0/name", "\"a\\nb\"", "tensors[0].name: not a tensor's name"},
     {"/tensors/0/name", "\"branches.1.scale\"", "tensor branches.1.scale is listed twice"},
     {"/tensors/0/dtype", "\"f16\"", "tensors[0].dtype: expected one of f64, f32"},
-    {"/tensors/0/dtype", "\"f64\"", "too small for the pieces"},
     {"/tensors/0/kind", "\"other\"", "tensors[0].kind: expected one of model, optim"},
     {"/tensors/0/shape", "[-37, 8]", "tensors[0].shape[0]: expected an integer"},
     {"/tensors/0/shape", "[37, 8.5]", "tensors[0].shape[1]: expected an integer"},
@@ -168,7 +170,7 @@ TEST(Manifest, DeepAndDoubledJsonIsRefused) {
   EXPECT_TRUE(contains(refusal(sign(text)), "nested more than 32 deep"));
   text = good_text();
   text.insert(2, "\"step\": 19,\n");
-  EXPECT_TRUE(contains(refusal(sign(text)), "the key \"step\" twice"));
+  EXPECT_TRUE(contains(refusal(sign(text)), "the key 'step' twice"));
   text = good_text();
   text.insert(2, "\"big\": 1e999,\n");
   EXPECT_TRUE(contains(refusal(sign(text)), "1e999"));

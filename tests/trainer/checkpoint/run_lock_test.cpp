@@ -24,7 +24,7 @@ TEST(RunLock, TheSecondIsRefusedByTheHoldersName) {
 // Races for one folder: one process gets it, whoever it is, and a killed one gives it up.
 TEST(RunLock, OneOfManyWins) {
   const TempFolder folder;
-  for (int race = 0; race < 20; ++race) {
+  for (int race = 0; race < 10; ++race) {
     std::vector<pid_t> children;
     int gate[2];
     ASSERT_EQ(::pipe(gate), 0);
