@@ -40,14 +40,20 @@ std::vector<hsize_t> chunk_dims(const DatasetInfo& info) {
   return chunk;
 }
 
-// Checksummed chunks. No times, and zeros in the unused part of a chunk at the edge, so that equal
-// content gives equal bytes and nothing of the process's memory gets into files.
+// Properties of a new object without the time of its creation: equal content gives equal bytes.
+Handle timeless(hid_t object_class) {
+  Handle properties = made(H5Pcreate(object_class), H5Pclose);
+  HDF5_CHECK(H5Pset_obj_track_times(properties.get(), false));
+  return properties;
+}
+
+// Checksummed chunks, with zeros in the unused part of one at the edge: nothing of the process's
+// memory gets into files.
 Handle dataset_properties(const std::vector<hsize_t>& chunk) {
-  Handle properties = made(H5Pcreate(H5P_DATASET_CREATE), H5Pclose);
+  Handle properties = timeless(H5P_DATASET_CREATE);
   HDF5_CHECK(H5Pset_chunk(properties.get(), int(chunk.size()), chunk.data()));
   HDF5_CHECK(H5Pset_fletcher32(properties.get()));
   HDF5_CHECK(H5Pset_fill_time(properties.get(), H5D_FILL_TIME_ALLOC));
-  HDF5_CHECK(H5Pset_obj_track_times(properties.get(), false));
   return properties;
 }
 
@@ -94,16 +100,28 @@ struct Hdf5Writer::State {
 
   Image image;  // outlives the file
   Handle file;
-  Handle links;  // makes missing groups
   std::map<std::string, Handle> growing;
 
   Handle create(const std::string& name, StoredType type, const Handle& space,
                 const std::vector<hsize_t>& chunk) {
     SLUICE_CHECK(!name.empty() && name.front() != '/', "dataset name \"", name, "\"");
+    make_groups(name);
     const Handle properties = dataset_properties(chunk);
     return made(H5Dcreate2(file.get(), name.c_str(), hdf5::file_type(type), space.get(),
-                           links.get(), properties.get(), H5P_DEFAULT),
+                           H5P_DEFAULT, properties.get(), H5P_DEFAULT),
                 H5Dclose);
+  }
+
+  // Those on the way to the dataset.
+  void make_groups(const std::string& name) {
+    for (size_t slash = name.find('/'); slash != std::string::npos;
+         slash = name.find('/', slash + 1)) {
+      const std::string group = name.substr(0, slash);
+      if (H5Lexists(file.get(), group.c_str(), H5P_DEFAULT) > 0) continue;
+      made(H5Gcreate2(file.get(), group.c_str(), H5P_DEFAULT, timeless(H5P_GROUP_CREATE).get(),
+                      H5P_DEFAULT),
+           H5Gclose);
+    }
   }
 };
 
@@ -118,9 +136,9 @@ Hdf5Writer::Hdf5Writer() : state_(std::make_unique<State>()) {
   HDF5_CHECK(H5Pset_file_image_callbacks(access.get(), &callbacks));
   // There is no backing store, so nothing is opened under the name; it only has to be unique.
   const std::string name = concat("memory-", static_cast<const void*>(state_.get()));
-  state_->file = made(H5Fcreate(name.c_str(), H5F_ACC_TRUNC, H5P_DEFAULT, access.get()), H5Fclose);
-  state_->links = made(H5Pcreate(H5P_LINK_CREATE), H5Pclose);
-  HDF5_CHECK(H5Pset_create_intermediate_group(state_->links.get(), 1));
+  state_->file =
+      made(H5Fcreate(name.c_str(), H5F_ACC_TRUNC, timeless(H5P_FILE_CREATE).get(), access.get()),
+           H5Fclose);
 }
 
 Hdf5Writer::~Hdf5Writer() = default;
