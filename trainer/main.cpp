@@ -11,6 +11,8 @@ int main(int argc, char** argv) {
   using namespace sluice;
   // A reader that goes away (sluice ... | head) must not end a run.
   std::signal(SIGPIPE, SIG_IGN);
+  // A file size limit is an error like a full disk, not a death.
+  std::signal(SIGXFSZ, SIG_IGN);
   int code = 0;
   try {
     code = run_command_line(commands(), {argv + 1, argv + argc});
