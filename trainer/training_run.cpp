@@ -200,8 +200,13 @@ void TrainingRun::resume_from(const VerifiedCheckpoint& found, bool in_place) {
   for (const ConfigDifference& difference : comparison.logged)
     note("changed: " + describe(difference));
   agree(peers_, [&] {
-    check_data(found);
-    load_all(found);
+    try {
+      check_data(found);
+      load_all(found);
+    } catch (const nlohmann::json::exception& error) {
+      throw DataError(fmt::format("{}: the data cursor in its manifest cannot be read: {}",
+                                  found.folder, error.what()));
+    }
   });
   if (in_place && is_main()) {
     pruner_->mark_good(found.manifest.state.step);
