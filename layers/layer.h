@@ -21,22 +21,43 @@ struct Saved {
   virtual ~Saved() = default;
 };
 
+// A tensor that a layer asks for: of its recurrent state (zero at a document's start), or of what
+// it receives from other ranks.
+struct StateTensor {
+  std::string name;
+  Dims dims;
+  DType dtype = DType::f32;
+};
+
+// Small tensors of fixed size that a forward gets from other ranks: incoming states, halos, expert
+// counts. The backward reads them, and a replay of the forward is given them filled, so that none
+// of it travels again.
+struct Received {
+  std::vector<TensorView> tensors = {};  // as received_spec lists them
+  bool filled = false;
+};
+
+// A layer's recurrent state across steps, for documents longer than a row. The same on every
+// sequence rank.
+struct Carried {
+  std::vector<ConstTensorView> incoming = {};  // as state_spec lists them: before the row's start
+  std::vector<TensorView> outgoing = {};       // written by the forward: after the row's end
+};
+
+class RoutingTape;
+
 struct LayerForward {
   ConstTensorView x = {};                // (B, T, D); stays valid and unchanged until the backward
   TensorView y = {};                     // (B, T, D)
   StepStatistics* statistics = nullptr;  // where auxiliary losses and loads go; absent on a replay
+  Received* received = nullptr;          // absent: the layer keeps what it receives in ctx.saved
+  const Carried* carried = nullptr;      // absent: rows start from the initial state
+  RoutingTape* routing = nullptr;        // records or dictates the experts' choice; optional
 };
 
 struct LayerBackward {
   ConstTensorView dy = {};  // (B, T, D)
   TensorView dx = {};       // (B, T, D), does not overlap dy
-};
-
-// A tensor of a layer's recurrent state, zero at a document's start.
-struct StateTensor {
-  std::string name;
-  Dims dims;  // (B, ...)
-  DType dtype = DType::f32;
 };
 
 struct LayerStep {
@@ -54,6 +75,9 @@ class Layer {
                                          const LayerForward& io) const = 0;
   virtual void backward(const Context& ctx, const Rows& rows, const LayerBackward& io,
                         const Saved& saved) const = 0;
+
+  // What a forward over such rows receives (see Received).
+  virtual std::vector<StateTensor> received_spec(const Rows&) const { return {}; }
 
   // The state that one token hands to the next, for `rows` rows of at most `max_tokens` tokens.
   virtual std::vector<StateTensor> state_spec(int64_t rows, int64_t max_tokens) const = 0;

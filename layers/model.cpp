@@ -32,7 +32,7 @@ bool is_mixer(const BranchConfig& branch) {
 
 }  // namespace
 
-Model::Model(const ModelConfig& config, ParameterStore& store, Recompute recompute)
+Model::Model(const ModelConfig& config, ParameterStore& store, const ModelBuild& build)
     : config_(config), branch_configs_(resolve_stack(config)), store_(store) {
   config.validate();
   const int64_t D = config.d_model;
@@ -49,13 +49,15 @@ Model::Model(const ModelConfig& config, ParameterStore& store, Recompute recompu
                                .branch_index = int64_t(i),
                                .d_model = D,
                                .num_residuals = int64_t(branch_configs_.size()),
-                               .norm_eps = config.norm_eps},
+                               .norm_eps = config.norm_eps,
+                               .groups = build.groups,
+                               .carry_state = build.carry_state},
                               branch_config);
     for (int64_t p = first; p < int64_t(store.parameters().size()); ++p) {
       branch.parameters.push_back({int32_t(p)});
     }
-    if (recompute == Recompute::full ||
-        (recompute == Recompute::selective && !is_mixer(branch_config))) {
+    if (build.recompute == Recompute::full ||
+        (build.recompute == Recompute::selective && !is_mixer(branch_config))) {
       branch.layer = std::make_unique<RecomputeLayer>(std::move(branch.layer));
     }
     branches_.push_back(std::move(branch));
@@ -66,7 +68,7 @@ Model::Model(const ModelConfig& config, ParameterStore& store, Recompute recompu
 }
 
 Model::Tape Model::forward(const Context& ctx, const ModelInput& input,
-                           StepStatistics* statistics) const {
+                           const TrainingPass& pass) const {
   const auto [B, T] = input.tokens.shape<2>("tokens: (B, T)");
   const DType dtype = store_.dtype();
   const Dims dims{B, T, config_.d_model};
@@ -95,7 +97,12 @@ Model::Tape Model::forward(const Context& ctx, const ModelInput& input,
     }
     const TensorView x = norm(branches_[i].norm, i == 0, frame.residual, frame.rstd);
     frame.saved =
-        branches_[i].layer->forward(ctx, input.rows, {.x = x, .y = y, .statistics = statistics});
+        branches_[i].layer->forward(ctx, input.rows,
+                                    {.x = x,
+                                     .y = y,
+                                     .statistics = pass.statistics,
+                                     .carried = input.carried.empty() ? nullptr : &input.carried[i],
+                                     .routing = pass.routing});
     tape.frames.push_back(std::move(frame));
   }
   tape.hidden = norm(final_norm_, false, ctx.saved->alloc(dims, dtype), tape.rstd);
@@ -104,7 +111,7 @@ Model::Tape Model::forward(const Context& ctx, const ModelInput& input,
 
 double Model::train(const Context& ctx, const ModelInput& input, const TrainingPass& pass) const {
   const ArenaScope saved_scope(*ctx.saved);
-  Tape tape = forward(ctx, input, pass.statistics);
+  Tape tape = forward(ctx, input, pass);
   const ArenaScope scope(*ctx.scratch);
   const auto [B, T] = input.tokens.shape<2>("tokens: (B, T)");
   const TensorView dresidual = ctx.scratch->alloc(tape.hidden.dims, tape.hidden.dtype);
@@ -166,7 +173,7 @@ void Model::backward(const Context& ctx, const ModelInput& input, const Training
 
 double Model::evaluate(const Context& ctx, const ModelInput& input) const {
   const ArenaScope saved_scope(*ctx.saved);
-  const Tape tape = forward(ctx, input, nullptr);
+  const Tape tape = forward(ctx, input, {});
   const ArenaScope scope(*ctx.scratch);
   const TensorView losses = ctx.scratch->alloc(input.tokens.dims, stat_dtype(store_.dtype()));
   const TensorView loss_sum = ctx.scratch->alloc({1}, DType::f64);
@@ -180,7 +187,7 @@ double Model::evaluate(const Context& ctx, const ModelInput& input) const {
 
 void Model::logits(const Context& ctx, const ModelInput& input, TensorView logits) const {
   const ArenaScope saved_scope(*ctx.saved);
-  const Tape tape = forward(ctx, input, nullptr);
+  const Tape tape = forward(ctx, input, {});
   gemm(ctx, {.a = tape.hidden.matrix(),
              .b = store_.value(head_),
              .c = logits.matrix(),

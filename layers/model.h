@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "layers/layer.h"
+#include "layers/layer_build.h"
 #include "layers/model_config.h"
 #include "layers/parameter_store.h"
 
@@ -22,16 +23,25 @@ enum class Recompute : uint8_t {
 };
 std::span<const char* const> enum_names(Recompute);
 
+// How a model is built, beside what it computes.
+struct ModelBuild {
+  Recompute recompute = Recompute::none;
+  LayerGroups groups = {};
+  bool carry_state = false;
+};
+
 // One micro-batch, on this rank.
 struct ModelInput {
   ConstTensorView tokens;   // (B, T) i32
   ConstTensorView targets;  // (B, T) i32, -1 = none; not needed for logits
   const Rows& rows;
+  std::span<const Carried> carried = {};  // one a branch, or none
 };
 
 struct TrainingPass {
   double loss_scale = 1;                 // 1 / target tokens of the step, world-wide
   StepStatistics* statistics = nullptr;  // optional
+  RoutingTape* routing = nullptr;        // optional
   // Called when a parameter's gradient is complete for this micro-batch; optional.
   std::function<void(ParameterId)> gradient_ready = {};
 };
@@ -40,7 +50,7 @@ class Model {
  public:
   // Adds its parameters to the store; the caller freezes it. Throws UsageError on a bad
   // configuration.
-  Model(const ModelConfig& config, ParameterStore& store, Recompute recompute = Recompute::none);
+  Model(const ModelConfig& config, ParameterStore& store, const ModelBuild& build = {});
 
   // Forward and backward: adds the gradient of loss_scale * (sum of token losses) + auxiliary
   // losses to the store's bound gradients. Returns the sum of token losses (0 in counting mode).
@@ -85,7 +95,7 @@ class Model {
     TensorView rstd;
   };
 
-  Tape forward(const Context& ctx, const ModelInput& input, StepStatistics* statistics) const;
+  Tape forward(const Context& ctx, const ModelInput& input, const TrainingPass& pass) const;
   void backward(const Context& ctx, const ModelInput& input, const TrainingPass& pass, Tape& tape,
                 const TensorView& dresidual) const;
 

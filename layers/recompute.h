@@ -1,5 +1,6 @@
-// Recomputation as a decorator: the forward keeps only the layer's input; the backward replays the
-// forward first. The replay has no statistics sink, so losses and loads are counted once.
+// Recomputation as a decorator: the forward keeps the layer's input and what it received from other
+// ranks; the backward replays the forward first. The replay exchanges none of that again, and has
+// no statistics sink, so losses and loads are counted once.
 #pragma once
 
 #include <memory>
@@ -17,6 +18,9 @@ class RecomputeLayer final : public Layer {
                                  const LayerForward& io) const override;
   void backward(const Context& ctx, const Rows& rows, const LayerBackward& io,
                 const Saved& saved) const override;
+  std::vector<StateTensor> received_spec(const Rows& rows) const override {
+    return layer_->received_spec(rows);
+  }
   std::vector<StateTensor> state_spec(int64_t rows, int64_t max_tokens) const override {
     return layer_->state_spec(rows, max_tokens);
   }
@@ -29,6 +33,8 @@ class RecomputeLayer final : public Layer {
  private:
   struct Input : Saved {
     ConstTensorView x;
+    Received received;
+    RoutingTape* routing = nullptr;
   };
   std::unique_ptr<Layer> layer_;
 };

@@ -52,7 +52,7 @@ Plan make_plan(const Config& config, int world) {
                            world);
   const StepShape shape = step_shape(config.train, plan.mesh.dp, 0);
   ParameterStore store(DType::f32);
-  const Model model(config.model, store, config.train.recompute);
+  const Model model(config.model, store, {.recompute = config.train.recompute});
   store.freeze(/*allocate=*/false);
   double active = 0;
   for (const Parameter& parameter : store.parameters()) {

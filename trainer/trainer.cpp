@@ -59,7 +59,7 @@ Trainer::Trainer(const Config& config, Mesh& mesh)
       shape_(step_shape(config.train, mesh.shape().dp, mesh.at().dp)),
       sampler_(open_sampler(config, 0, 0)),
       store_(DType::f32),
-      model_(config.model, store_, config.train.recompute),
+      model_(config.model, store_, {.recompute = config.train.recompute}),
       optimizer_((store_.freeze(), config.optimizer), store_) {
   store_.initialise(uint64_t(config.seed));
   accumulation_ = std::make_unique<GradientAccumulation>(store_, group_, shape_.micro_batches,

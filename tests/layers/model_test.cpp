@@ -27,7 +27,7 @@ struct Harness {
   Harness(const ModelConfig& config, DType dtype, Recompute recompute = Recompute::none)
       : ctx(size_t{32} << 20),
         store(dtype),
-        model(config, store, recompute),
+        model(config, store, {.recompute = recompute}),
         rows(2, 13, {{4}, {1, 12}}),
         tokens({2, 13}, DType::i32),
         targets({2, 13}, DType::i32) {
