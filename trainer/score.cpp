@@ -29,7 +29,8 @@ bool is_hdf5(const std::string& path) {
 TokenRows read_json_rows(const std::string& path, int64_t vocab_size) {
   const Json json = read_json_file(path, kTokenLimits);
   TokenRows rows;
-  for (const Json& row : json_array(json, path + ": the whole")) {
+  const std::string whole = path + ": the whole";
+  for (const Json& row : json_array(json, whole)) {
     const std::string where = concat(path, ": row ", rows.size());
     rows.emplace_back();
     for (const Json& id : json_array(row, where)) {

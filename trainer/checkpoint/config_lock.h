@@ -1,6 +1,7 @@
 // Whether a run may go on from a checkpoint with another configuration.
 #pragma once
 
+#include <cstdint>
 #include <map>
 #include <optional>
 #include <string>

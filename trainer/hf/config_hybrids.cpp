@@ -191,7 +191,7 @@ std::string read_letters(ConfigKeys& keys) {
   std::string letters;
   if (keys.has(list)) {
     for (const Json& item : keys.object().array(list)) {
-      const std::string& kind = json_string(item, keys.object().name(list));
+      const std::string kind = json_string(item, keys.object().name(list));
       const char letter = kind == "mamba" || kind == "linear_attention"     ? 'M'
                           : kind == "attention" || kind == "full_attention" ? '*'
                           : kind == "mlp"                                   ? '-'

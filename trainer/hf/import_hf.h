@@ -1,6 +1,7 @@
 // A Hugging Face folder as a checkpoint of sluice's own.
 #pragma once
 
+#include <cstdint>
 #include <optional>
 #include <string>
 #include <vector>

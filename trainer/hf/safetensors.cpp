@@ -211,7 +211,7 @@ void SafetensorsFolder::open_shards(const std::string& index_path) {
   const JsonObject weights(index.at("weight_map"), index_path + ": 'weight_map'");
   std::map<std::string, SafetensorsFile*> shards;
   for (const auto& item : index.at("weight_map").items()) {
-    const std::string& name = json_string(item.value(), weights.name(item.key()));
+    const std::string name = json_string(item.value(), weights.name(item.key()));
     SafetensorsFile*& shard = shards[name];
     if (shard == nullptr) {
       if (files_.size() == kMaxShards) throw DataError(index_path + ": too many shards");
