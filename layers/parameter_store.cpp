@@ -10,7 +10,19 @@ ParameterId ParameterStore::add(std::string name, const Dims& dims, Initializer 
                                 ParameterFlags flags, std::vector<ParameterPart> parts) {
   SLUICE_CHECK(!frozen_, "parameter '", name, "' was added after freeze()");
   SLUICE_CHECK(find(name).index < 0, "parameter '", name, "' was added twice");
-  parameters_.push_back({std::move(name), dims, std::move(init), flags, std::move(parts), 0});
+  SLUICE_CHECK(dims.rank > 0 && flags.shards >= 1 && dims[0] % flags.shards == 0 &&
+                   flags.shard >= 0 && flags.shard < flags.shards,
+               "parameter '", name, "' of ", to_string(dims), ": no part ", flags.shard, " of ",
+               flags.shards, " equal parts along its first dim");
+  Dims local = dims;
+  local.size[0] /= flags.shards;
+  parameters_.push_back({.name = std::move(name),
+                         .global_dims = dims,
+                         .dims = local,
+                         .first = local[0] * flags.shard,
+                         .init = std::move(init),
+                         .flags = flags,
+                         .parts = std::move(parts)});
   return {int32_t(parameters_.size()) - 1};
 }
 
@@ -42,15 +54,16 @@ void ParameterStore::initialise(uint64_t seed) {
       const RngKey key{.seed = seed, .stream = hash_name(parameter.name)};
       T* const value = values_.as<T>() + parameter.offset;
       const int64_t count = parameter.dims.numel();
+      const int64_t first = parameter.first_element();
 #pragma omp parallel for schedule(static)
-      for (int64_t i = 0; i < count; ++i) value[i] = T(parameter.init(key, i));
+      for (int64_t i = 0; i < count; ++i) value[i] = T(parameter.init(key, first + i));
     }
   });
 }
 
 int64_t ParameterStore::num_elements() const {
   int64_t count = 0;
-  for (const Parameter& parameter : parameters_) count += parameter.dims.numel();
+  for (const Parameter& parameter : parameters_) count += parameter.global_dims.numel();
   return count;
 }
 

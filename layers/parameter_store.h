@@ -4,6 +4,8 @@
 // reduces their gradients, in the order they were added, each starting at a multiple of 256 bytes.
 // Padding is zero and belongs to nobody. So gradient buckets and optimizer shards are plain spans
 // of the arenas.
+//
+// A parameter may be cut along its first dim: the store then holds one of `shards` equal parts.
 #pragma once
 
 #include <cstdint>
@@ -30,6 +32,8 @@ struct ParameterFlags {
   ReduceGroup group = ReduceGroup::dense;
   bool frozen = false;  // no optimizer update
   double lr_scale = 1;
+  int64_t shards = 1;  // equal parts along the first dim, of which this store holds number `shard`
+  int64_t shard = 0;
 };
 
 // Rows of a packed projection that other programs hold as tensors of their own.
@@ -40,11 +44,18 @@ struct ParameterPart {
 
 struct Parameter {
   std::string name;
-  Dims dims;
+  Dims global_dims;   // of the whole parameter
+  Dims dims;          // of what is held here
+  int64_t first = 0;  // index along the first dim at which that begins
   Initializer init;
   ParameterFlags flags;
   std::vector<ParameterPart> parts;  // of the last-but-one dim; empty: one part
   int64_t offset = 0;                // first element in the flat arenas, after freeze()
+
+  // Index in the whole parameter (row-major) of the first element held here.
+  int64_t first_element() const {
+    return first == 0 ? 0 : first * (global_dims.numel() / global_dims[0]);
+  }
 };
 
 struct ParameterId {
@@ -56,7 +67,8 @@ class ParameterStore {
   // dtype: f32 or f64 (the values are the masters).
   explicit ParameterStore(DType dtype, Device device = kCpu) : dtype_(dtype), device_(device) {}
 
-  // Throws Error(bug) if the name exists or the store is frozen.
+  // `dims` are those of the whole parameter. Throws Error(bug) if the name exists, the store is
+  // frozen, or the first dim does not divide into flags.shards.
   ParameterId add(std::string name, const Dims& dims, Initializer init, ParameterFlags flags = {},
                   std::vector<ParameterPart> parts = {});
 
@@ -66,7 +78,7 @@ class ParameterStore {
 
   DType dtype() const { return dtype_; }
   int64_t flat_size() const { return flat_size_; }  // elements of an arena, padding included
-  int64_t num_elements() const;                     // of all parameters, padding excluded
+  int64_t num_elements() const;                     // of all parameters, whole and without padding
   const std::vector<Parameter>& parameters() const { return parameters_; }
   const Parameter& parameter(ParameterId id) const { return parameters_[id.index]; }
   ParameterId find(std::string_view name) const;  // index -1 if there is none

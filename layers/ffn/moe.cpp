@@ -9,6 +9,7 @@
 #include "kernels/elementwise/elementwise.h"
 #include "kernels/gemm/gemm.h"
 #include "kernels/token_permute/token_permute.h"
+#include "parallel/communicator.h"
 
 namespace sluice {
 
@@ -52,11 +53,19 @@ Moe::Moe(const LayerBuild& build, const Config& config)
       D_(build.d_model),
       F_(config.hidden),
       X_(config.experts),
-      up_width_(config.activation == Activation::swiglu ? 2 * F_ : F_) {
+      up_width_(config.activation == Activation::swiglu ? 2 * F_ : F_),
+      experts_group_(build.groups.experts) {
   const bool gated = up_width_ != F_;
   const double bound = 1 / std::sqrt(double(D_));
   const double out_bound = 1 / std::sqrt(double(F_) * double(build.num_residuals));
-  const ParameterFlags expert{.group = ReduceGroup::expert};
+  const int64_t ep = experts_group_ == nullptr ? 1 : experts_group_->size();
+  if (X_ % ep != 0) {
+    throw UsageError(fmt::format(
+        "{}experts: {} experts do not divide over ep {}; set parallel.ep to a divisor of {}",
+        build.prefix, X_, ep, X_));
+  }
+  const ParameterFlags expert{
+      .group = ReduceGroup::expert, .shards = ep, .shard = ep == 1 ? 0 : experts_group_->rank()};
   router_ = store_.add(build.prefix + "router.weight", {X_, D_}, uniform(bound));
   if (config.score == RouterScore::sigmoid || config.bias_rate > 0) {
     router_bias_ = store_.add(build.prefix + "router.bias", {X_}, constant(0),

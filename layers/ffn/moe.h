@@ -97,6 +97,7 @@ class Moe final : public Layer {
   ParameterStore& store_;
   Config config_;
   int64_t branch_index_, D_, F_, X_, up_width_;
+  Communicator* experts_group_;
   ParameterId router_, router_bias_, up_, down_;
   std::unique_ptr<Mlp> shared_;
 };

@@ -39,6 +39,40 @@ TEST(ParameterStore, InitialValuesDependOnSeedAndNameAlone) {
   EXPECT_NE(values(1, false), values(2, false));
 }
 
+TEST(ParameterStore, PartsOfAParameterHaveTheValuesOfTheWhole) {
+  const auto values = [](int64_t shards, int64_t shard) {
+    ParameterStore store(DType::f64);
+    const ParameterId id =
+        store.add("experts", {6, 3, 5}, sluice::normal(0.5),
+                  {.group = ReduceGroup::expert, .shards = shards, .shard = shard});
+    store.freeze();
+    store.initialise(1);
+    const Parameter& parameter = store.parameter(id);
+    EXPECT_EQ(parameter.global_dims, (Dims{6, 3, 5}));
+    EXPECT_EQ(parameter.dims, (Dims{6 / shards, 3, 5}));
+    EXPECT_EQ(parameter.first, 6 / shards * shard);
+    EXPECT_EQ(store.num_elements(), 6 * 3 * 5);
+    EXPECT_EQ(store.value(id).dims, parameter.dims);
+    const double* data = store.value(id).as<double>();
+    return std::vector<double>(data, data + parameter.dims.numel());
+  };
+  const std::vector<double> whole = values(1, 0);
+  for (const int64_t shards : {2, 3, 6}) {
+    std::vector<double> joined;
+    for (int64_t shard = 0; shard < shards; ++shard) {
+      const std::vector<double> part = values(shards, shard);
+      joined.insert(joined.end(), part.begin(), part.end());
+    }
+    EXPECT_EQ(joined, whole) << shards << " parts";
+  }
+}
+
+TEST(ParameterStore, RefusesPartsThatAreNotEqual) {
+  ParameterStore store(DType::f32);
+  EXPECT_THROW(store.add("a", {6, 2}, constant(0), {.shards = 4}), Error);
+  EXPECT_THROW(store.add("b", {6, 2}, constant(0), {.shards = 3, .shard = 3}), Error);
+}
+
 TEST(ParameterStore, RefusesDuplicatesAndLateAdditions) {
   ParameterStore store(DType::f32);
   store.add("a", {1}, constant(0));
