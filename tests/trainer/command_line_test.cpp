@@ -22,7 +22,7 @@ struct TryOptions {
   std::vector<std::string> suffixes;
   void declare(OptionList& o) {
     o.positional("CONFIG", config, "YAML file");
-    o.rest("KEY=VALUE", overrides, "override");
+    o.rest("OVERRIDES", overrides, "override");
     o.value("--resume", resume, "how to go on");
     o.value("--steps", steps, "how many", 1);
     o.value("--share", share, "of it", 0, 1);

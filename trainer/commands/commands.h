@@ -19,7 +19,7 @@ struct TrainOptions {
   std::string resume = "auto";  // auto, never, or a path
   void declare(OptionList& o) {
     o.positional("CONFIG", config, "YAML file");
-    o.rest("KEY=VALUE", overrides, "override: dotted.key=value");
+    o.rest("OVERRIDES", overrides, "dotted.key=value, over the file");
     o.value("--run", run, "run folder, instead of runs/<name>");
     o.value("--resume", resume, "auto: the newest good checkpoint of the run; never; or a path");
   }
@@ -33,7 +33,7 @@ struct PlanOptions {
   bool json = false;
   void declare(OptionList& o) {
     o.positional("CONFIG", config, "YAML file");
-    o.rest("KEY=VALUE", overrides, "override: dotted.key=value");
+    o.rest("OVERRIDES", overrides, "dotted.key=value, over the file");
     o.value("--world", world, "ranks", 1);
     o.flag("--json", json, "print JSON");
   }
@@ -112,7 +112,7 @@ struct ConfigPrintOptions {
   bool json = false;
   void declare(OptionList& o) {
     o.positional("CONFIG", config, "YAML file");
-    o.rest("KEY=VALUE", overrides, "override: dotted.key=value");
+    o.rest("OVERRIDES", overrides, "dotted.key=value, over the file");
     o.flag("--json", json, "print JSON: values, and the origin of each key");
   }
 };
