@@ -13,10 +13,9 @@ void check_inputs(const Context& ctx, const Args& args) {
   const auto [key_rows, S, Hkv, key_width] = args.k.template shape<4>("k: (B, S, Hkv, hd)");
   const DType dtype = args.q.dtype;
   SLUICE_CHECK(B > 0 && T > 0 && hd > 0, "q is empty: ", to_string(args.q.dims));
+  SLUICE_CHECK(S > 0, "k is empty: ", to_string(args.k.dims));
   SLUICE_CHECK(Hkv > 0 && Hq > 0 && Hq % Hkv == 0, "key-value heads must divide query heads, got ",
                Hkv, " and ", Hq);
-  SLUICE_CHECK(args.query_begin >= 0 && T + args.query_begin <= S, "queries [", args.query_begin,
-               ", ", args.query_begin + T, ") must lie among the ", S, " keys");
   SLUICE_CHECK(args.window >= 0, "window must not be negative, got ", args.window);
   expect("q", args.q, args.q.dims, dtype, ctx.device);
   expect("k", args.k, {B, S, Hkv, hd}, dtype, ctx.device);
@@ -33,6 +32,18 @@ void attention_forward(const Context& ctx, const AttentionForward& args) {
   if (ctx.counting()) return;
   if (!ctx.device.is_cpu()) fail_no_cuda("attention_forward");
   dispatch_float(args.q.dtype, [&]<class Real>() { cpu::attention_forward<Real>(args); });
+}
+
+void attention_merge(const Context& ctx, const AttentionMerge& args) {
+  const auto [B, T, Hq, hd] = args.y.shape<4>("y: (B, T, Hq, hd)");
+  const DType dtype = args.y.dtype;
+  expect("y", args.y, {B, T, Hq, hd}, dtype, ctx.device);
+  expect("part_y", args.part_y, {B, T, Hq, hd}, dtype, ctx.device);
+  expect("lse", args.lse, {B, T, Hq}, stat_dtype(dtype), ctx.device);
+  expect("part_lse", args.part_lse, {B, T, Hq}, stat_dtype(dtype), ctx.device);
+  if (ctx.counting()) return;
+  if (!ctx.device.is_cpu()) fail_no_cuda("attention_merge");
+  dispatch_float(dtype, [&]<class Real>() { cpu::attention_merge<Real>(args); });
 }
 
 void attention_backward(const Context& ctx, const AttentionBackward& args) {

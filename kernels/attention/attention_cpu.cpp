@@ -78,7 +78,7 @@ void query_tile_forward(const AttentionForward& args, int64_t b, int64_t h, int6
   OnlineSoftmax<T> softmax;
   std::fill_n(softmax.largest, rows, std::numeric_limits<T>::lowest());
   for (int64_t r = 0; r < rows; ++r) std::fill_n(y.row(first + r), hd, T(0));
-  const int64_t keys_end = mask.end(first + rows - 1);
+  const int64_t keys_end = std::min(args.k.dim(1), mask.end(first + rows - 1));
   for (int64_t key = mask.begin(first); key < keys_end; key += kKeyTile) {
     const int64_t columns = std::min(kKeyTile, keys_end - key);
     tile_gemm(false, true, rows, columns, hd, T(scale_of(args)), q.row(first), q.stride, k.row(key),
@@ -91,10 +91,13 @@ void query_tile_forward(const AttentionForward& args, int64_t b, int64_t h, int6
               y.row(first), y.stride);
   }
   for (int64_t r = 0; r < rows; ++r) {
-    const T inverse = 1 / softmax.sum[r];
+    const bool sees = softmax.sum[r] != 0;  // else y is 0 already
+    const T inverse = sees ? 1 / softmax.sum[r] : T(1);
     for (int64_t i = 0; i < hd; ++i) y.row(first + r)[i] *= inverse;
     if (args.lse) {
-      args.lse.row<T>(b * tokens + first + r)[h] = softmax.largest[r] + std::log(softmax.sum[r]);
+      args.lse.row<T>(b * tokens + first + r)[h] =
+          sees ? softmax.largest[r] + std::log(softmax.sum[r])
+               : -std::numeric_limits<T>::infinity();
     }
   }
 }
@@ -117,7 +120,7 @@ void query_head_backward(const AttentionBackward& args, const TensorView& dy_y, 
 #pragma omp simd reduction(+ : dot)
     for (int64_t i = 0; i < hd; ++i) dot += double(dy.row(t)[i]) * y.row(t)[i];
     dy_y.row<T>(b * tokens + t)[h] = T(dot);
-    std::fill_n(dq.row(t), hd, T(0));
+    if (!args.add_to_dq) std::fill_n(dq.row(t), hd, T(0));
   }
   for (int64_t key = 0; key < keys; key += kKeyTile) {
     const int64_t columns = std::min(kKeyTile, keys - key);
@@ -159,6 +162,28 @@ void attention_forward(const AttentionForward& args) {
   }
 }
 
+template <class T>
+void attention_merge(const AttentionMerge& args) {
+  const int64_t rows = args.y.rows(), Hq = args.y.dim(2), hd = args.y.dim(3);
+#pragma omp parallel for schedule(static)
+  for (int64_t row = 0; row < rows; ++row) {
+    for (int64_t h = 0; h < Hq; ++h) {
+      T& lse = args.lse.row<T>(row)[h];
+      const double own = lse, part = args.part_lse.row<T>(row)[h];
+      const double largest = std::max(own, part);
+      if (part == -std::numeric_limits<double>::infinity()) continue;
+      const double own_weight = std::exp(own - largest), part_weight = std::exp(part - largest);
+      const double sum = own_weight + part_weight;
+      T* const y = args.y.row<T>(row) + h * hd;
+      const T* const part_y = args.part_y.row<T>(row) + h * hd;
+      for (int64_t i = 0; i < hd; ++i) {
+        y[i] = T((own_weight * y[i] + part_weight * part_y[i]) / sum);
+      }
+      lse = T(largest + std::log(sum));
+    }
+  }
+}
+
 // The query heads that share keys are one task, and are taken in order.
 template <class T>
 void attention_backward(const AttentionBackward& args, TensorView dy_y) {
@@ -180,6 +205,8 @@ void attention_backward(const AttentionBackward& args, TensorView dy_y) {
 
 template void attention_forward<float>(const AttentionForward&);
 template void attention_forward<double>(const AttentionForward&);
+template void attention_merge<float>(const AttentionMerge&);
+template void attention_merge<double>(const AttentionMerge&);
 template void attention_backward<float>(const AttentionBackward&, TensorView);
 template void attention_backward<double>(const AttentionBackward&, TensorView);
 

@@ -8,6 +8,9 @@ namespace sluice::cpu {
 template <class T>
 void attention_forward(const AttentionForward& args);
 
+template <class T>
+void attention_merge(const AttentionMerge& args);
+
 // dy_y: (B, T, Hq) scratch, dy[t] . y[t].
 template <class T>
 void attention_backward(const AttentionBackward& args, TensorView dy_y);
