@@ -3,11 +3,14 @@
 //   thread  ranks are threads of one process (parallel/thread_communicator.h), for tests and verify
 //   mpi     host memory between processes (parallel/mpi_communicator.h)
 //   nccl    device memory
+// and one that only counts: planned (parallel/planned_communicator.h).
 //
 // The contract:
-// - Verbs enqueue and return at once. What a rank's communicators were asked is done in the order
-//   asked, whichever group it was asked of; so groups cannot deadlock each other as long as all
-//   ranks call in the same order. Verbs of one rank are called from one thread at a time.
+// - Verbs enqueue and return at once. A group does what it was asked in the order asked; groups go
+//   on beside each other, so that a bucket of gradients does not hold up a state on its way. What
+//   must follow a verb of another group waits for that verb's event. Groups cannot deadlock each
+//   other as long as all ranks of each call in the same order. Verbs of one rank are called from
+//   one thread at a time.
 // - A buffer in flight is neither freed nor touched before its event is waited for.
 // - Wrong arguments throw at the call; what goes wrong later throws at wait().
 // - Sums are taken in an order that depends on the number of ranks alone, by the halving tree of

@@ -20,38 +20,14 @@ constexpr uint32_t tag_of(uint32_t verb, uint32_t sequence) {
   return verb | (sequence % 2048) << 4;
 }
 
-int64_t bytes_of(const ConstTensorView& view) {
-  return view.numel() * int64_t(size_of(view.dtype));
-}
-
-void check_buffer(Verb verb, const ConstTensorView& view) {
-  SLUICE_CHECK(bool(view) && view.packed() && view.device.is_cpu() &&
-                   (view.data != nullptr || view.numel() == 0),
-               name_of(verb), " takes a packed view of host memory, got ", to_string(view.dims),
-               " with row stride ", view.row_stride, view.data == nullptr ? " and no data" : "");
-}
-
-void check_same_dtype(Verb verb, const ConstTensorView& a, const ConstTensorView& b) {
-  SLUICE_CHECK(a.dtype == b.dtype, name_of(verb), " of one dtype, got ", name_of(a.dtype), " and ",
-               name_of(b.dtype));
-}
-
-char* bytes_at(const TensorView& view) { return static_cast<char*>(view.data); }
-const char* bytes_at(const ConstTensorView& view) { return static_cast<const char*>(view.data); }
-
-// What is sent must not change under way. `allowed` is where the two may coincide, if anywhere.
-void check_apart(Verb verb, const ConstTensorView& sent, const ConstTensorView& received,
-                 const char* allowed = nullptr) {
-  const char* a = bytes_at(sent);
-  const char* b = bytes_at(received);
-  const bool overlap = a < b + bytes_of(received) && b < a + bytes_of(sent);
-  const char* inner = bytes_of(sent) < bytes_of(received) ? a : b;
-  SLUICE_CHECK(!overlap || (allowed != nullptr && inner == allowed), name_of(verb),
-               " into memory that it sends from");
+// Addresses of a planned verb are null, wherever in its memory they point.
+template <class Byte>
+Byte* at(Byte* memory, int64_t offset) {
+  return memory == nullptr ? nullptr : memory + offset;
 }
 
 void copy(char* to, const char* from, int64_t bytes) {
-  if (bytes > 0 && to != from) std::memmove(to, from, bytes);
+  if (bytes > 0 && to != from && to != nullptr && from != nullptr) std::memmove(to, from, bytes);
 }
 
 }  // namespace
@@ -150,20 +126,22 @@ void HostCommunicator::agree(const Call& call) {
   }
 }
 
-const char* HostCommunicator::own_place(const ConstTensorView& whole) const {
-  const Slice own = slice_of(whole.numel(), size_, rank_);
-  return bytes_at(whole) + own.begin * int64_t(size_of(whole.dtype));
+char* HostCommunicator::memory(const TensorView& view) const {
+  return planned_ ? nullptr : static_cast<char*>(view.data);
+}
+
+const char* HostCommunicator::memory(const ConstTensorView& view) const {
+  return planned_ ? nullptr : static_cast<const char*>(view.data);
 }
 
 Event HostCommunicator::broadcast(const TensorView& data, int root) {
-  check_buffer(Verb::broadcast, data);
-  SLUICE_CHECK(root >= 0 && root < size_, "broadcast from rank ", root, " in a group of ", size_);
+  arguments_.broadcast(data, root);
   const Call call{.verb = Verb::broadcast,
                   .dtype = data.dtype,
                   .root = root,
                   .elements = data.numel(),
                   .contributed = rank_ == root ? bytes_of(data) : 0};
-  return post(call, [this, data](const Call& call) { spread(call, bytes_at(data)); });
+  return post(call, [this, data](const Call& call) { spread(call, memory(data)); });
 }
 
 // A binomial tree: a rank at distance d from the root has the data from d minus its lowest set bit,
@@ -186,15 +164,15 @@ void HostCommunicator::spread(const Call& call, char* data) {
 }
 
 Event HostCommunicator::all_reduce(const TensorView& data, ReduceOp op) {
-  check_buffer(Verb::all_reduce, data);
+  arguments_.all_reduce(data);
   const Call call{.verb = Verb::all_reduce,
                   .dtype = data.dtype,
                   .op = op,
                   .elements = data.numel(),
                   .contributed = bytes_of(data)};
   return post(call, [this, data](const Call& call) {
-    char* whole = bytes_at(data);
-    char* part = whole + slice_of(call.elements, size_, rank_).begin * call.element_bytes();
+    char* whole = memory(data);
+    char* part = at(whole, slice_of(call.elements, size_, rank_).begin * call.element_bytes());
     reduce_slices(call, whole, part);
     gather_slices(call, part, whole);
   });
@@ -202,20 +180,14 @@ Event HostCommunicator::all_reduce(const TensorView& data, ReduceOp op) {
 
 Event HostCommunicator::reduce_scatter(const ConstTensorView& whole, const TensorView& part,
                                        ReduceOp op) {
-  check_buffer(Verb::reduce_scatter, whole);
-  check_buffer(Verb::reduce_scatter, part);
-  check_same_dtype(Verb::reduce_scatter, whole, part);
-  const int64_t own = slice_of(whole.numel(), size_, rank_).size();
-  SLUICE_CHECK(part.numel() == own, "reduce_scatter of ", whole.numel(), " elements over ", size_,
-               " ranks leaves ", own, " on rank ", rank_, ", got room for ", part.numel());
-  check_apart(Verb::reduce_scatter, whole, part, own_place(whole));
+  arguments_.reduce_scatter(whole, part);
   const Call call{.verb = Verb::reduce_scatter,
                   .dtype = whole.dtype,
                   .op = op,
                   .elements = whole.numel(),
                   .contributed = bytes_of(whole) - bytes_of(part)};
   return post(call, [this, whole, part](const Call& call) {
-    reduce_slices(call, bytes_at(whole), bytes_at(part));
+    reduce_slices(call, memory(whole), memory(part));
   });
 }
 
@@ -230,54 +202,49 @@ void HostCommunicator::reduce_slices(const Call& call, const char* whole, char* 
     return Slice{std::min(slice.end, slice.begin + offset),
                  std::min(slice.end, slice.begin + offset + piece)};
   };
-  scratch_.resize(std::max<size_t>(scratch_.size(), std::min(piece, longest) * size_ * width));
+  if (!planned_)
+    scratch_.resize(std::max<size_t>(scratch_.size(), std::min(piece, longest) * size_ * width));
   for (int64_t offset = 0; offset < longest; offset += piece) {
     const Slice mine = cut(own, offset);
     std::vector<const void*> leaves(size_);
-    leaves[rank_] = whole + mine.begin * width;
+    leaves[rank_] = at(whole, mine.begin * width);
     Moves moves;
     for (int step = 1; step < size_; ++step) {
       const int to = (rank_ + step) % size_;
       const int from = (rank_ + size_ - step) % size_;
       const Slice theirs = cut(slice_of(call.elements, size_, to), offset);
-      char* landing = scratch_.data() + from * mine.size() * width;
+      char* landing = planned_ ? nullptr : scratch_.data() + from * mine.size() * width;
       leaves[from] = landing;
-      moves.send(to, whole + theirs.begin * width, theirs.size() * width);
+      moves.send(to, at(whole, theirs.begin * width), theirs.size() * width);
       moves.receive(from, landing, mine.size() * width);
     }
     move(call, moves);
-    if (mine.size() > 0)
+    if (mine.size() > 0 && !planned_)
       ordered_reduce(call.dtype, call.op, leaves, mine.size(), part + offset * width);
   }
 }
 
 Event HostCommunicator::all_gather(const ConstTensorView& part, const TensorView& whole) {
-  check_buffer(Verb::all_gather, part);
-  check_buffer(Verb::all_gather, whole);
-  check_same_dtype(Verb::all_gather, part, whole);
-  const int64_t own = slice_of(whole.numel(), size_, rank_).size();
-  SLUICE_CHECK(part.numel() == own, "all_gather of ", whole.numel(), " elements over ", size_,
-               " ranks takes ", own, " from rank ", rank_, ", got ", part.numel());
-  check_apart(Verb::all_gather, part, whole, own_place(whole));
+  arguments_.all_gather(part, whole);
   const Call call{.verb = Verb::all_gather,
                   .dtype = whole.dtype,
                   .elements = whole.numel(),
                   .contributed = bytes_of(part)};
   return post(call, [this, part, whole](const Call& call) {
-    gather_slices(call, bytes_at(part), bytes_at(whole));
+    gather_slices(call, memory(part), memory(whole));
   });
 }
 
 void HostCommunicator::gather_slices(const Call& call, const char* part, char* whole) {
   const int64_t width = call.element_bytes();
   const Slice own = slice_of(call.elements, size_, rank_);
-  copy(whole + own.begin * width, part, own.size() * width);
+  copy(at(whole, own.begin * width), part, own.size() * width);
   Moves moves;
   for (int step = 1; step < size_; ++step) {
     const int from = (rank_ + size_ - step) % size_;
     const Slice theirs = slice_of(call.elements, size_, from);
     moves.send((rank_ + step) % size_, part, own.size() * width);
-    moves.receive(from, whole + theirs.begin * width, theirs.size() * width);
+    moves.receive(from, at(whole, theirs.begin * width), theirs.size() * width);
   }
   move(call, moves);
 }
@@ -286,25 +253,7 @@ Event HostCommunicator::all_to_all_v(const ConstTensorView& outgoing,
                                      std::span<const int64_t> outgoing_counts,
                                      const TensorView& incoming,
                                      std::span<const int64_t> incoming_counts) {
-  check_buffer(Verb::all_to_all_v, outgoing);
-  check_buffer(Verb::all_to_all_v, incoming);
-  check_same_dtype(Verb::all_to_all_v, outgoing, incoming);
-  const auto check_counts = [&](const char* what, std::span<const int64_t> counts, int64_t room) {
-    SLUICE_CHECK(int(counts.size()) == size_, "all_to_all_v: one ", what, " count a rank (", size_,
-                 "), got ", counts.size());
-    SLUICE_CHECK(
-        std::all_of(counts.begin(), counts.end(), [](int64_t count) { return count >= 0; }),
-        "all_to_all_v: a negative ", what, " count");
-    const int64_t sum = std::accumulate(counts.begin(), counts.end(), int64_t{0});
-    SLUICE_CHECK(sum == room, "all_to_all_v: ", what, " counts sum to ", sum, ", the view holds ",
-                 room);
-  };
-  check_counts("outgoing", outgoing_counts, outgoing.numel());
-  check_counts("incoming", incoming_counts, incoming.numel());
-  SLUICE_CHECK(outgoing_counts[rank_] == incoming_counts[rank_], "all_to_all_v: rank ", rank_,
-               " sends itself ", outgoing_counts[rank_], " elements and expects ",
-               incoming_counts[rank_]);
-  check_apart(Verb::all_to_all_v, outgoing, incoming);
+  arguments_.all_to_all_v(outgoing, outgoing_counts, incoming, incoming_counts);
   const int64_t width = int64_t(size_of(outgoing.dtype));
   const Call call{.verb = Verb::all_to_all_v,
                   .dtype = outgoing.dtype,
@@ -315,7 +264,7 @@ Event HostCommunicator::all_to_all_v(const ConstTensorView& outgoing,
   return post(call, [this, outgoing, incoming, to_send = std::move(to_send),
                      to_receive = std::move(to_receive)](const Call& call) {
     if (check_calls_ && size_ > 1) agree_on_counts(call, to_send, to_receive);
-    scatter_counted(call, bytes_at(outgoing), to_send, bytes_at(incoming), to_receive);
+    scatter_counted(call, memory(outgoing), to_send, memory(incoming), to_receive);
   });
 }
 
@@ -342,49 +291,39 @@ void HostCommunicator::scatter_counted(const Call& call, const char* outgoing,
   std::vector<int64_t> out_begin(size_ + 1), in_begin(size_ + 1);
   std::partial_sum(outgoing_counts.begin(), outgoing_counts.end(), out_begin.begin() + 1);
   std::partial_sum(incoming_counts.begin(), incoming_counts.end(), in_begin.begin() + 1);
-  copy(incoming + in_begin[rank_] * width, outgoing + out_begin[rank_] * width,
+  copy(at(incoming, in_begin[rank_] * width), at(outgoing, out_begin[rank_] * width),
        outgoing_counts[rank_] * width);
   Moves moves;
   for (int step = 1; step < size_; ++step) {
     const int to = (rank_ + step) % size_;
     const int from = (rank_ + size_ - step) % size_;
-    moves.send(to, outgoing + out_begin[to] * width, outgoing_counts[to] * width);
-    moves.receive(from, incoming + in_begin[from] * width, incoming_counts[from] * width);
+    moves.send(to, at(outgoing, out_begin[to] * width), outgoing_counts[to] * width);
+    moves.receive(from, at(incoming, in_begin[from] * width), incoming_counts[from] * width);
   }
   move(call, moves);
 }
 
 Event HostCommunicator::send(const ConstTensorView& data, int to) {
-  SLUICE_CHECK(to != rank_ && to != kNoRank, "send to rank ", to, " from rank ", rank_);
+  arguments_.send(to);
   return send_recv(data, to, {}, kNoRank);
 }
 
 Event HostCommunicator::recv(const TensorView& data, int from) {
-  SLUICE_CHECK(from != rank_ && from != kNoRank, "recv from rank ", from, " on rank ", rank_);
+  arguments_.recv(from);
   return send_recv({}, kNoRank, data, from);
 }
 
 Event HostCommunicator::send_recv(const ConstTensorView& outgoing, int to,
                                   const TensorView& incoming, int from) {
-  for (const int peer : {to, from}) {
-    SLUICE_CHECK(peer == kNoRank || (peer >= 0 && peer < size_), "peer ", peer, " in a group of ",
-                 size_);
-  }
-  SLUICE_CHECK((to == rank_) == (from == rank_),
-               "send_recv with oneself on one side only waits for ever");
-  if (to != kNoRank) check_buffer(Verb::point_to_point, outgoing);
-  if (from != kNoRank) check_buffer(Verb::point_to_point, incoming);
+  arguments_.send_recv(outgoing, to, incoming, from);
   const int64_t out_bytes = to == kNoRank ? 0 : bytes_of(outgoing);
   const int64_t in_bytes = from == kNoRank ? 0 : bytes_of(incoming);
-  SLUICE_CHECK(to != rank_ || out_bytes == in_bytes, "send_recv with oneself of ", out_bytes,
-               " bytes into ", in_bytes);
-  if (out_bytes > 0 && in_bytes > 0) check_apart(Verb::point_to_point, outgoing, incoming);
   const Call call{.verb = Verb::point_to_point, .contributed = to == rank_ ? 0 : out_bytes};
   return post(call, [this, outgoing, to, out_bytes, incoming, from, in_bytes](const Call& call) {
-    if (to == rank_) return copy(bytes_at(incoming), bytes_at(outgoing), in_bytes);
+    if (to == rank_) return copy(memory(incoming), memory(outgoing), in_bytes);
     Moves moves;
-    moves.send(to, bytes_at(outgoing), out_bytes);
-    moves.receive(from, bytes_at(incoming), in_bytes);
+    moves.send(to, memory(outgoing), out_bytes);
+    moves.receive(from, memory(incoming), in_bytes);
     move(call, moves);
   });
 }
@@ -403,7 +342,7 @@ Event HostCommunicator::barrier() {
 }
 
 std::unique_ptr<Communicator> HostCommunicator::split(int color, int key) {
-  SLUICE_CHECK(color >= 0 || color == kNoColor, "split into color ", color);
+  arguments_.split(color);
   std::array<int64_t, 2> mine = {color, key};
   std::vector<int64_t> all(2 * size_);
   all_gather(TensorView(mine.data(), {2}), TensorView(all.data(), {2 * size_})).wait();

@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "parallel/communicator.h"
+#include "parallel/verb_arguments.h"
 
 namespace sluice {
 
@@ -35,7 +36,7 @@ class HostCommunicator : public Communicator {
   Event send_recv(const ConstTensorView& outgoing, int to, const TensorView& incoming,
                   int from) final;
   Event barrier() final;
-  std::unique_ptr<Communicator> split(int color, int key) final;
+  std::unique_ptr<Communicator> split(int color, int key) override;
   Traffic traffic(Verb verb) const final;
 
  protected:
@@ -50,10 +51,19 @@ class HostCommunicator : public Communicator {
     int64_t bytes = 0;
   };
 
-  // `check_calls`: ranks compare what they are about to do before every collective, so that a
-  // difference is an error everywhere instead of a wait without end.
-  HostCommunicator(int rank, int size, bool check_calls)
-      : rank_(rank), size_(size), check_calls_(check_calls) {}
+  struct Mode {
+    // Ranks compare what they are about to do before every collective, so that a difference is an
+    // error everywhere instead of a wait without end.
+    bool check_calls = false;
+    // No memory is read or written, only counted; views may hold null (PlannedCommunicator).
+    bool planned = false;
+  };
+  HostCommunicator(int rank, int size, const Mode& mode)
+      : rank_(rank),
+        size_(size),
+        check_calls_(mode.check_calls),
+        planned_(mode.planned),
+        arguments_(rank, size, Device::Kind::cpu, mode.planned) {}
 
   // Runs the job after all earlier ones of this rank.
   virtual Event enqueue(std::function<void()> job) = 0;
@@ -79,7 +89,9 @@ class HostCommunicator : public Communicator {
   struct Moves;
 
   Event post(const Call& call, std::function<void(const Call&)> body);
-  const char* own_place(const ConstTensorView& whole) const;
+  // Null in a planned group.
+  char* memory(const TensorView& view) const;
+  const char* memory(const ConstTensorView& view) const;
   void agree(const Call& call);
   void move(const Call& call, const Moves& moves);
   void reduce_slices(const Call& call, const char* whole, char* part);
@@ -95,6 +107,8 @@ class HostCommunicator : public Communicator {
   int rank_;
   int size_;
   bool check_calls_;
+  bool planned_;
+  VerbArguments arguments_;
   uint32_t num_collectives_ = 0;
   std::atomic<int> in_flight_ = 0;
   std::vector<char> scratch_;

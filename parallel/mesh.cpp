@@ -3,12 +3,19 @@
 #include <algorithm>
 #include <cmath>
 
+#include "parallel/planned_communicator.h"
+
 namespace sluice {
 namespace {
 
 constexpr unsigned kEdp = 1;
 constexpr unsigned kEp = 2;
 constexpr unsigned kCp = 4;
+constexpr unsigned kReduces = 8;
+
+// What joined() may be asked for.
+constexpr unsigned kJoinedAxes[] = {kCp,  kEp,        kEp | kCp,       kEdp | kEp,
+                                    kEdp, kEdp | kCp, kEdp | kEp | kCp};
 
 unsigned mask_of(Axis axis) {
   switch (axis) {
@@ -24,8 +31,9 @@ unsigned mask_of(Axis axis) {
   throw Error(ExitCode::bug, "no such axis of the mesh");
 }
 
-// Axes of one rank distinguish nothing.
-unsigned spanned(const MeshShape& shape, unsigned mask) {
+// The index of a group. Axes of one rank distinguish nothing.
+unsigned group_index(const MeshShape& shape, unsigned mask) {
+  if ((mask & kEdp) != 0) mask |= kReduces;
   if (shape.edp() == 1) mask &= ~kEdp;
   if (shape.ep == 1) mask &= ~kEp;
   if (shape.cp == 1) mask &= ~kCp;
@@ -104,23 +112,73 @@ int rank_of(const MeshShape& shape, const MeshCoordinates& at) {
   return at.dp * shape.cp + at.cp;
 }
 
+namespace {
+
+std::string name_of(const MeshShape& shape, unsigned index) {
+  std::vector<const char*> axes;
+  const bool experts_apart = shape.ep > 1 && (index & kEp) == 0;
+  if ((index & kReduces) != 0) {
+    axes.push_back(experts_apart ? "edp" : "dp");
+  } else if ((index & kEp) != 0) {
+    axes.push_back("ep");
+  }
+  if ((index & kCp) != 0) axes.push_back("cp");
+  std::string name;
+  for (const char* axis : axes) name += (name.empty() ? "" : "+") + std::string(axis);
+  return name;
+}
+
+}  // namespace
+
 Mesh::Mesh(Communicator& world, const MeshShape& shape)
     : world_(world), shape_(shape), at_(coordinates_of(shape, world.rank())) {
-  SLUICE_CHECK(resolve_mesh(shape, world.size()) == shape, "an unresolved mesh");
-  for (unsigned mask = 0; mask < groups_.size(); ++mask) {
-    if (spanned(shape, mask) != mask) continue;
-    // A group is the ranks that are equal on all axes outside of the mask.
-    const int edp = mask & kEdp ? 0 : at_.edp;
-    const int ep = mask & kEp ? 0 : at_.ep;
-    const int cp = mask & kCp ? 0 : at_.cp;
-    groups_[mask] = world.split((edp * shape.ep + ep) * shape.cp + cp, world.rank());
+  make_groups();
+}
+
+Mesh::Mesh(const MeshShape& shape, int rank)
+    : planned_world_(make_planned_communicator(shape.world(), rank)),
+      world_(*planned_world_),
+      shape_(shape),
+      at_(coordinates_of(shape, rank)) {
+  make_groups();
+}
+
+void Mesh::make_groups() {
+  SLUICE_CHECK(resolve_mesh(shape_, world_.size()) == shape_, "an unresolved mesh");
+  for (const unsigned axes : kJoinedAxes) {
+    std::unique_ptr<Communicator>& group = groups_[group_index(shape_, axes)];
+    if (group == nullptr) group = make_group(axes);
   }
+}
+
+std::unique_ptr<Communicator> Mesh::make_group(unsigned mask) const {
+  const auto place = [&](bool edp, bool ep, bool cp) {  // of this rank, by those axes alone
+    return ((edp ? at_.edp : 0) * (ep ? shape_.ep : 1) + (ep ? at_.ep : 0)) * (cp ? shape_.cp : 1) +
+           (cp ? at_.cp : 0);
+  };
+  const bool edp = mask & kEdp, ep = mask & kEp, cp = mask & kCp;
+  if (planned_world_ != nullptr) {
+    const int size = (edp ? shape_.edp() : 1) * (ep ? shape_.ep : 1) * (cp ? shape_.cp : 1);
+    return make_planned_communicator(size, place(edp, ep, cp));
+  }
+  // A group is the ranks that are equal on all axes outside of the mask.
+  return world_.split(place(!edp, !ep, !cp), world_.rank());
 }
 
 Communicator& Mesh::joined(std::initializer_list<Axis> axes) const {
   unsigned mask = 0;
   for (const Axis axis : axes) mask |= mask_of(axis);
-  return *groups_[spanned(shape_, mask)];
+  SLUICE_CHECK(mask != 0, "a group along no axis");
+  return *groups_[group_index(shape_, mask)];
+}
+
+std::vector<Mesh::Group> Mesh::groups() const {
+  std::vector<Group> groups;
+  for (unsigned index = 0; index < groups_.size(); ++index) {
+    if (groups_[index] == nullptr || groups_[index]->size() == 1) continue;
+    groups.push_back({name_of(shape_, index), groups_[index].get()});
+  }
+  return groups;
 }
 
 }  // namespace sluice

@@ -67,21 +67,39 @@ class Mesh {
  public:
   // Collective over `world`, which must outlive the mesh. `shape` is resolved.
   Mesh(Communicator& world, const MeshShape& shape);
+  // The same place without the other ranks: all groups are planned (planned_communicator.h).
+  Mesh(const MeshShape& shape, int rank);
 
   const MeshShape& shape() const { return shape_; }
   const MeshCoordinates& at() const { return at_; }
   Communicator& world() const { return world_; }
 
-  // This rank's group along an axis, or along several joined, ordered by world rank. The same set
-  // of ranks is the same communicator: with ep 1, {edp, cp} is {dp, cp}.
+  // This rank's group along an axis, or along several joined, ordered by world rank. Groups that
+  // reduce (those with dp or edp) and groups that exchange (ep, cp) are different communicators
+  // even where they are the same ranks, so that a bucket of gradients holds up no activation;
+  // otherwise the same ranks are the same communicator: with ep 1, {edp, cp} is {dp, cp}.
   Communicator& axis(Axis axis) const { return joined({axis}); }
   Communicator& joined(std::initializer_list<Axis> axes) const;
 
+  // What axes are called in figures: "cp", "ep", "dp", "dp+cp", "edp+cp". Axes of one rank are left
+  // out, but for dp or edp where it reduces.
+  struct Group {
+    std::string axes;
+    Communicator* group = nullptr;
+  };
+  // All of more than one rank, in a fixed order.
+  std::vector<Group> groups() const;
+
  private:
+  void make_groups();
+  std::unique_ptr<Communicator> make_group(unsigned mask) const;
+
+  std::unique_ptr<Communicator> planned_world_;  // null: there are ranks
   Communicator& world_;
   MeshShape shape_;
   MeshCoordinates at_;
-  std::array<std::unique_ptr<Communicator>, 8> groups_;  // by a mask of edp, ep, cp
+  // By a mask of edp, ep and cp, those of one rank left out, and of whether it reduces.
+  std::array<std::unique_ptr<Communicator>, 16> groups_;
 };
 
 }  // namespace sluice

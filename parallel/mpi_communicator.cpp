@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <mutex>
 #include <string>
 #include <thread>
 #include <utility>
@@ -28,8 +29,7 @@ using Clock = std::chrono::steady_clock;
 // a peer is still computing, and so may we be: sleep. (With 100 us, 1 MiB took 8 times as long.)
 constexpr auto kPollTime = std::chrono::milliseconds(2);
 constexpr auto kSleepTime = std::chrono::microseconds(20);
-constexpr auto kAbortTime = std::chrono::seconds(2);  // for the worker to end the job itself
-constexpr int kNotAborting = -1;
+constexpr auto kAbortTime = std::chrono::seconds(2);  // for others to come out of MPI
 
 [[noreturn]] void mpi_failed(const char* call, int status) {
   char text[MPI_MAX_ERROR_STRING] = "";
@@ -43,10 +43,8 @@ struct Runtime {
   explicit Runtime(const WorldOptions& options) : options(options) {}
 
   WorldOptions options;
-  std::atomic<bool> cancelled = false;  // nobody will wait for what is in flight
-  std::atomic<int> abort_code = kNotAborting;
   std::atomic<bool> finalized = false;
-  Worker worker;
+  std::mutex calling;  // held by whoever calls MPI
 };
 
 // Requests of one exchange, in pieces of at most the message limit.
@@ -106,12 +104,16 @@ class Requests {
 
 class MpiCommunicator final : public HostCommunicator {
  public:
-  MpiCommunicator(Runtime& runtime, MPI_Comm comm, int rank, int size)
-      : HostCommunicator(rank, size, runtime.options.check_calls), runtime_(runtime), comm_(comm) {}
+  MpiCommunicator(Runtime& runtime, MPI_Comm comm, int rank, int size,
+                  std::unique_ptr<Worker> worker)
+      : HostCommunicator(rank, size, {.check_calls = runtime.options.check_calls}),
+        runtime_(runtime),
+        comm_(comm),
+        worker_(std::move(worker)) {}
   ~MpiCommunicator() override {
     if (!in_flight()) return;
-    runtime_.cancelled = true;
-    runtime_.worker.drain();
+    cancelled_ = true;
+    worker_->drain();
   }
 
   // Makes this the world, which ends the runtime with itself.
@@ -122,7 +124,7 @@ class MpiCommunicator final : public HostCommunicator {
   void shutdown() override;
 
  private:
-  Event enqueue(std::function<void()> job) override { return runtime_.worker.run(std::move(job)); }
+  Event enqueue(std::function<void()> job) override { return worker_->run(std::move(job)); }
   void exchange(std::span<const Outgoing> outgoing, std::span<const Incoming> incoming,
                 uint32_t tag) override;
   void wait(Requests& requests);
@@ -132,7 +134,9 @@ class MpiCommunicator final : public HostCommunicator {
   std::unique_ptr<Runtime> owned_;
   Runtime& runtime_;
   MPI_Comm comm_;
-  std::string broken_;  // by an earlier failure
+  std::string broken_;                   // by an earlier failure
+  std::atomic<bool> cancelled_ = false;  // nobody will wait for what is in flight
+  std::unique_ptr<Worker> worker_;       // last: its jobs use the others
 };
 
 void MpiCommunicator::exchange(std::span<const Outgoing> outgoing,
@@ -140,11 +144,15 @@ void MpiCommunicator::exchange(std::span<const Outgoing> outgoing,
   if (!broken_.empty()) throw Error(ExitCode::hang, "after an earlier failure: " + broken_);
   try {
     Requests requests(comm_, int(tag), runtime_.options.message_limit);
-    for (const Incoming& message : incoming)
-      requests.receive(message.peer, message.data, message.bytes);
-    for (const Outgoing& message : outgoing)
-      requests.send(message.peer, message.data, message.bytes);
+    {
+      const std::lock_guard lock(runtime_.calling);
+      for (const Incoming& message : incoming)
+        requests.receive(message.peer, message.data, message.bytes);
+      for (const Outgoing& message : outgoing)
+        requests.send(message.peer, message.data, message.bytes);
+    }
     wait(requests);
+    const std::lock_guard lock(runtime_.calling);
     requests.check_received([&](int from, int64_t expected, int64_t bytes, int tag_got) {
       check_message({.peer = from, .bytes = expected}, bytes, tag, uint32_t(tag_got));
     });
@@ -155,10 +163,13 @@ void MpiCommunicator::exchange(std::span<const Outgoing> outgoing,
 }
 
 void MpiCommunicator::wait(Requests& requests) {
+  const auto done = [&] {
+    const std::lock_guard lock(runtime_.calling);
+    return requests.test();
+  };
   const Clock::time_point sleep_from = Clock::now() + kPollTime;
-  while (!requests.test()) {
-    if (runtime_.abort_code != kNotAborting) MPI_Abort(MPI_COMM_WORLD, runtime_.abort_code);
-    if (runtime_.cancelled) {
+  while (!done()) {
+    if (cancelled_) {
       throw Error(ExitCode::hang, "a communicator was dropped with verbs in flight");
     }
     if (Clock::now() < sleep_from) {
@@ -169,36 +180,38 @@ void MpiCommunicator::wait(Requests& requests) {
   }
 }
 
+// The members have just exchanged their colors, so all of them are on their way into this call: it
+// may wait for them inside MPI.
 std::unique_ptr<Communicator> MpiCommunicator::make_group(int color,
                                                           const std::vector<int>& members,
                                                           int index) {
   MPI_Comm group = MPI_COMM_NULL;
-  runtime_.worker
-      .run([&] {
-        MPI_CHECK(MPI_Comm_split(comm_, members.empty() ? MPI_UNDEFINED : color, index, &group));
-      })
-      .wait();
+  {
+    const std::lock_guard lock(runtime_.calling);
+    MPI_CHECK(MPI_Comm_split(comm_, members.empty() ? MPI_UNDEFINED : color, index, &group));
+  }
   if (members.empty()) return nullptr;
-  return std::make_unique<MpiCommunicator>(runtime_, group, index, int(members.size()));
+  return std::make_unique<MpiCommunicator>(runtime_, group, index, int(members.size()),
+                                           std::make_unique<Worker>());
 }
 
 void MpiCommunicator::abort(ExitCode code) {
   if (runtime_.finalized) return;
-  runtime_.abort_code = int(code);
-  const Event aborted = runtime_.worker.run([code] { MPI_Abort(MPI_COMM_WORLD, int(code)); });
+  std::unique_lock lock(runtime_.calling, std::defer_lock);
   const Clock::time_point until = Clock::now() + kAbortTime;
-  while (!aborted.done() && Clock::now() < until) std::this_thread::sleep_for(kSleepTime);
-  MPI_Abort(MPI_COMM_WORLD, int(code));  // the worker is stuck inside MPI
+  while (!lock.try_lock() && Clock::now() < until) std::this_thread::sleep_for(kSleepTime);
+  MPI_Abort(MPI_COMM_WORLD, int(code));  // without the lock somebody is stuck inside MPI
 }
 
 void MpiCommunicator::shutdown() {
   barrier().wait();
-  runtime_.worker
-      .run([this] {
+  worker_
+      ->run([this] {
+        const std::lock_guard lock(runtime_.calling);
         if (owned_ == nullptr) {
           MPI_CHECK(MPI_Comm_free(&comm_));
         } else {
-          MPI_CHECK(MPI_Finalize());
+          MPI_CHECK(MPI_Finalize());  // on the thread that called MPI_Init
           runtime_.finalized = true;
         }
       })
@@ -228,11 +241,12 @@ World make_mpi_world(const Launcher& launcher, const WorldOptions& options) {
   SLUICE_CHECK(options.message_limit >= 1 && options.message_limit < (int64_t{1} << 31),
                "the message limit is at least 1 and below 2^31 bytes, got ", options.message_limit);
   auto runtime = std::make_unique<Runtime>(options);
+  auto worker = std::make_unique<Worker>();
   World world;
   int rank = 0;
   int size = 1;
-  runtime->worker
-      .run([&] {
+  worker
+      ->run([&] {
         init_mpi(launcher, rank, size);
         MPI_Comm host = MPI_COMM_NULL;
         MPI_CHECK(
@@ -242,7 +256,8 @@ World make_mpi_world(const Launcher& launcher, const WorldOptions& options) {
         MPI_CHECK(MPI_Comm_free(&host));
       })
       .wait();
-  auto comm = std::make_unique<MpiCommunicator>(*runtime, MPI_COMM_WORLD, rank, size);
+  auto comm =
+      std::make_unique<MpiCommunicator>(*runtime, MPI_COMM_WORLD, rank, size, std::move(worker));
   comm->own(std::move(runtime));
   world.comm = std::move(comm);
   return world;

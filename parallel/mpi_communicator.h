@@ -1,7 +1,8 @@
 // Ranks as processes, through MPI, in host memory. The only file that knows MPI is the .cpp.
 //
-// All MPI calls of a process, MPI_Init and MPI_Finalize too, are made by one worker thread, which
-// polls and sleeps while it waits: the cores belong to the computation.
+// Every group has a worker thread, which polls and sleeps while it waits: the cores belong to the
+// computation. One at a time is inside MPI (MPI_THREAD_SERIALIZED), for a moment only: a lock is
+// never held while a peer is waited for.
 #pragma once
 
 #include "parallel/world.h"

@@ -8,7 +8,7 @@ namespace {
 // All that a group of one does, it does at the call (HostCommunicator::post).
 class SelfCommunicator final : public HostCommunicator {
  public:
-  SelfCommunicator() : HostCommunicator(0, 1, false) {}
+  SelfCommunicator() : HostCommunicator(0, 1, {}) {}
   const char* name() const override { return "self"; }
   void abort(ExitCode) override {}
   void shutdown() override {}

@@ -59,10 +59,9 @@ struct Shared {
 
 class ThreadCommunicator final : public HostCommunicator {
  public:
-  ThreadCommunicator(Shared& shared, Worker& worker, std::shared_ptr<Group> group, int rank)
-      : HostCommunicator(rank, int(group->world_ranks.size()), true),
+  ThreadCommunicator(Shared& shared, std::shared_ptr<Group> group, int rank)
+      : HostCommunicator(rank, int(group->world_ranks.size()), {.check_calls = true}),
         shared_(shared),
-        worker_(worker),
         group_(std::move(group)) {}
   ~ThreadCommunicator() override {
     if (!in_flight()) return;
@@ -92,9 +91,9 @@ class ThreadCommunicator final : public HostCommunicator {
   [[noreturn]] void give_up() const { throw Error(ExitCode::hang, shared_.failure); }
 
   Shared& shared_;
-  Worker& worker_;
   std::shared_ptr<Group> group_;
   int num_splits_ = 0;
+  Worker worker_;  // last: its jobs use the others
 };
 
 void ThreadCommunicator::exchange(std::span<const Outgoing> outgoing,
@@ -176,7 +175,7 @@ std::unique_ptr<Communicator> ThreadCommunicator::make_group(int color,
     for (const int member : members) world_ranks.push_back(group_->world_ranks[member]);
     part = std::make_shared<Group>(std::move(world_ranks));
   }
-  return std::make_unique<ThreadCommunicator>(shared_, worker_, part, index);
+  return std::make_unique<ThreadCommunicator>(shared_, part, index);
 }
 
 }  // namespace
@@ -191,14 +190,13 @@ void run_ranks(int size, const std::function<void(Communicator&)>& body) {
   std::latch threads_set(size);
 
   const auto run = [&](int rank) {
-    Worker worker;
     {
       const std::lock_guard lock(shared.mutex);  // OpenBLAS resizes shared tables in it
       set_num_threads(1);
     }
     threads_set.arrive_and_wait();
     try {
-      ThreadCommunicator comm(shared, worker, world, rank);
+      ThreadCommunicator comm(shared, world, rank);
       body(comm);
     } catch (const std::exception& error) {
       {

@@ -4,8 +4,6 @@
 
 namespace sluice {
 
-Worker::Worker() : thread_([this] { work(); }) {}
-
 Worker::~Worker() {
   {
     const std::lock_guard lock(mutex_);
@@ -13,7 +11,7 @@ Worker::~Worker() {
     jobs_.clear();
   }
   changed_.notify_all();
-  thread_.join();
+  if (thread_.joinable()) thread_.join();
 }
 
 Event Worker::run(std::function<void()> job) {
@@ -22,6 +20,7 @@ Event Worker::run(std::function<void()> job) {
   {
     const std::lock_guard lock(mutex_);
     jobs_.push_back(std::move(task));
+    if (!thread_.joinable()) thread_ = std::thread([this] { work(); });
   }
   changed_.notify_all();
   return event;

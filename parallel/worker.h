@@ -1,4 +1,5 @@
-// The one thread on which a rank's communicators do their work, in the order they were asked.
+// The thread on which a communicator does its work, in the order it was asked. It starts with the
+// first job: a group of one rank never has one.
 #pragma once
 
 #include <condition_variable>
@@ -14,7 +15,7 @@ namespace sluice {
 
 class Worker {
  public:
-  Worker();
+  Worker() = default;
   // Drops what is queued and waits for the job that runs, which its owner must have told to end.
   ~Worker();
   Worker(const Worker&) = delete;
@@ -34,7 +35,7 @@ class Worker {
   std::condition_variable changed_;
   std::deque<std::packaged_task<void()>> jobs_;
   bool stopping_ = false;
-  std::thread thread_;  // last: it uses the others
+  std::thread thread_;
 };
 
 }  // namespace sluice

@@ -1,10 +1,12 @@
 // The contract of parallel/communicator.h, on every implementation present.
 #include <chrono>
 #include <cmath>
+#include <numeric>
 #include <thread>
 
 #include "parallel/communicator.h"
 #include "parallel/halving_tree.h"
+#include "parallel/planned_communicator.h"
 #include "tests/parallel/backends.h"
 #include "tests/parallel/values.h"
 
@@ -349,6 +351,79 @@ TEST_P(Contract, CountsBytesPerVerb) {
     EXPECT_EQ(broadcast.contributed, group->rank() == 0 ? one : 0);
     EXPECT_EQ(broadcast.received, group->rank() == 0 ? 0 : one);
     EXPECT_EQ(reduce_value(comm, broadcast.sent, ReduceOp::sum), others);
+  });
+}
+
+// One of each verb, from and to memory that need not be there.
+void call_every_verb(Communicator& group, const std::function<TensorView(int64_t)>& view) {
+  const int n = group.size();
+  const int64_t count = 10 * n + 3;  // uneven slices
+  const Slice own = slice_of(count, n, group.rank());
+  group.broadcast(view(count), n - 1).wait();
+  group.broadcast(view(7), n / 2).wait();
+  group.all_reduce(view(count), ReduceOp::sum).wait();
+  group.all_reduce(view(1), ReduceOp::max).wait();
+  group.all_gather(view(own.size()), view(count)).wait();
+  group.reduce_scatter(view(count), view(own.size()), ReduceOp::sum).wait();
+  std::vector<int64_t> outgoing, incoming;
+  for (int peer = 0; peer < n; ++peer) {
+    outgoing.push_back((group.rank() + 2 * peer) % 3);
+    incoming.push_back((peer + 2 * group.rank()) % 3);
+  }
+  const auto sum = [](const std::vector<int64_t>& counts) {
+    return std::accumulate(counts.begin(), counts.end(), int64_t{0});
+  };
+  group.all_to_all_v(view(sum(outgoing)), outgoing, view(sum(incoming)), incoming).wait();
+  const int next = group.rank() + 1 < n ? group.rank() + 1 : kNoRank;
+  group.send_recv(view(5), next, view(5), group.rank() - 1).wait();
+  group.barrier().wait();
+}
+
+TEST_P(Contract, PlannedGroupsCountWhatRealOnesMove) {
+  run([](Communicator& comm) {
+    for (const DType dtype : kAllDTypes) {
+      const auto real = comm.split(0, comm.rank());
+      const auto planned = make_planned_communicator(comm.size(), comm.rank());
+      std::vector<Values> kept;
+      kept.reserve(100);
+      call_every_verb(*real, [&](int64_t count) { return kept.emplace_back(dtype, count).view(); });
+      call_every_verb(*planned, [&](int64_t count) { return TensorView(nullptr, {count}, dtype); });
+      for (int verb = 0; verb < kNumVerbs; ++verb) {
+        EXPECT_EQ(planned->traffic(Verb(verb)), real->traffic(Verb(verb)))
+            << name_of(Verb(verb)) << " of " << name_of(dtype) << " on rank " << comm.rank();
+      }
+    }
+  });
+}
+
+TEST(PlannedCommunicator, TouchesNoMemoryAndIsDoneAtOnce) {
+  const auto planned = make_planned_communicator(3, 1);
+  std::vector<float> data = {1, 2, 3};
+  const TensorView view(data.data(), {3});
+  EXPECT_TRUE(planned->all_reduce(view, ReduceOp::sum).done());
+  EXPECT_TRUE(planned->broadcast(view, 0).done());
+  EXPECT_EQ(reduce_value(*planned, 5.0, ReduceOp::sum), 5.0);
+  EXPECT_EQ(data, (std::vector<float>{1, 2, 3}));
+  EXPECT_THROW(planned->all_gather(view, view), Error);
+  EXPECT_THROW(planned->split(0, 0), Error);
+  EXPECT_THROW(make_planned_communicator(3, 3), Error);
+}
+
+// What one group waits for does not hold up another: here it waits for the other.
+TEST_P(Contract, GroupsGoOnBesideEachOther) {
+  run([](Communicator& comm) {
+    if (comm.size() == 1) return;
+    const auto slow = comm.split(0, comm.rank());
+    const auto fast = comm.split(0, -comm.rank());
+    std::vector<double> bucket(5000, 1.0);
+    const TensorView view(bucket.data(), {5000});
+    // Rank 0 asks the slow group first, the others only after the fast group has answered.
+    Event reduced;
+    if (comm.rank() == 0) reduced = slow->all_reduce(view, ReduceOp::sum);
+    EXPECT_EQ(reduce_value(*fast, int64_t{1}, ReduceOp::sum), comm.size());
+    if (comm.rank() != 0) reduced = slow->all_reduce(view, ReduceOp::sum);
+    reduced.wait();
+    EXPECT_EQ(bucket, std::vector<double>(5000, comm.size()));
   });
 }
 

@@ -100,12 +100,50 @@ TEST_P(MeshGroups, HoldTheRanksThatDifferOnTheirAxesOnly) {
       if (shape.ep == 1) {
         EXPECT_EQ(&mesh.joined({Axis::edp, Axis::cp}), &mesh.joined({Axis::dp, Axis::cp}));
       }
+      // Activations and gradients never share a queue.
+      EXPECT_NE(&mesh.axis(Axis::cp), &mesh.joined({Axis::dp, Axis::cp}));
+      EXPECT_NE(&mesh.axis(Axis::ep), &mesh.axis(Axis::dp));
       EXPECT_EQ(mesh.axis(Axis::cp).rank(), mesh.at().cp);
       EXPECT_EQ(mesh.axis(Axis::dp).rank(), mesh.at().dp);
       EXPECT_EQ(mesh.axis(Axis::ep).rank(), mesh.at().ep);
       EXPECT_EQ(mesh.axis(Axis::edp).rank(), mesh.at().edp);
     }
   });
+}
+
+TEST_P(MeshGroups, APlannedMeshHasTheSameGroups) {
+  run([](Communicator& comm) {
+    for (const MeshShape& shape : possible_meshes(comm.size())) {
+      const Mesh mesh(comm, shape);
+      const Mesh planned(shape, comm.rank());
+      EXPECT_EQ(planned.at(), mesh.at());
+      EXPECT_EQ(planned.world().size(), comm.size());
+      const std::vector<Mesh::Group> expected = mesh.groups();
+      const std::vector<Mesh::Group> got = planned.groups();
+      ASSERT_EQ(got.size(), expected.size());
+      for (size_t i = 0; i < got.size(); ++i) {
+        EXPECT_EQ(got[i].axes, expected[i].axes);
+        EXPECT_EQ(got[i].group->size(), expected[i].group->size()) << got[i].axes;
+        EXPECT_EQ(got[i].group->rank(), expected[i].group->rank()) << got[i].axes;
+      }
+    }
+  });
+}
+
+TEST(Mesh, NamesItsGroupsByTheirAxes) {
+  const auto names = [](const MeshShape& shape) {
+    std::string names;
+    const Mesh mesh(shape, 0);
+    for (const Mesh::Group& group : mesh.groups())
+      names += concat(group.axes, " ", group.group->size(), ", ");
+    return names;
+  };
+  EXPECT_EQ(names({.dp = 1}), "");
+  EXPECT_EQ(names({.dp = 4}), "dp 4, ");
+  EXPECT_EQ(names({.dp = 1, .ep = 1, .cp = 2}), "cp 2, dp+cp 2, ");
+  EXPECT_EQ(names({.dp = 2, .ep = 2, .cp = 1}), "ep 2, dp 2, ");
+  EXPECT_EQ(names({.dp = 4, .ep = 2, .cp = 3}),
+            "ep 2, cp 3, ep+cp 6, edp 2, dp 4, edp+cp 6, dp+cp 12, ");
 }
 
 TEST_P(MeshGroups, AMeshOfAnotherSizeIsRefused) {
