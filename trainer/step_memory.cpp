@@ -7,19 +7,24 @@ namespace sluice {
 
 namespace {
 
-// Shapes without memory: what dispatchers check in counting mode.
+// Shapes without memory: what dispatchers check in counting mode. Of B rows, the tokens of sequence
+// rank `shard` of `shards`.
 struct CountingRows {
-  CountingRows(int64_t B, int64_t T) : index(nullptr, {B, T}, DType::i32) {
+  CountingRows(int64_t B, int64_t row_tokens, int shards = 1, int shard = 0) {
+    const Slice own = slice_of(row_tokens, shards, shard);
+    index = ConstTensorView(nullptr, {B, own.size()}, DType::i32);
     rows = {.first_row = 0,
             .rows = B,
             .step_rows = B,
-            .row_tokens = T,
-            .begin = 0,
-            .tokens = T,
-            .doc_begin = index,
+            .row_tokens = row_tokens,
+            .begin = own.begin,
+            .tokens = own.size(),
+            .doc_begin = ConstTensorView(nullptr, {B, row_tokens}, DType::i32),
             .local_doc_begin = index,
             .positions = index,
-            .cuts = {0, T}};
+            .cuts = {}};
+    for (int i = 0; i < shards; ++i) rows.cuts.push_back(slice_of(row_tokens, shards, i).begin);
+    rows.cuts.push_back(row_tokens);
   }
   ModelInput input() const { return {.tokens = index, .targets = index, .rows = rows}; }
   ConstTensorView index;
@@ -35,6 +40,28 @@ ArenaPeaks count(Body&& body) {
 }
 
 }  // namespace
+
+LayerGroups layer_groups(const Mesh& mesh) {
+  return {.sequence = &mesh.axis(Axis::cp), .experts = &mesh.axis(Axis::ep)};
+}
+
+PlannedModel::PlannedModel(const ModelConfig& config, const ModelBuild& build, DType dtype,
+                           const MeshShape& shape, int rank)
+    : mesh_(shape, rank), store_(dtype), model_(config, store_, [&] {
+        ModelBuild planned = build;
+        planned.groups = layer_groups(mesh_);
+        return planned;
+      }()) {
+  store_.freeze(/*allocate=*/false);
+}
+
+ArenaPeaks PlannedModel::count_training(int64_t B, int64_t row_tokens) const {
+  const CountingRows rows(B, row_tokens, mesh_.shape().cp, mesh_.at().cp);
+  return count([&](const Context& ctx) {
+    model_.train(ctx, rows.input(), {});
+    model_.evaluate(ctx, rows.input());
+  });
+}
 
 ArenaPeaks count_training(const Model& model, int64_t B, int64_t T) {
   const CountingRows rows(B, T);

@@ -1,4 +1,7 @@
 // What a training step needs of memory on one rank, by running the same code with counting arenas.
+//
+// Counting runs have no memory, so they must not reach other ranks: their models are built with
+// planned groups (parallel/planned_communicator.h), or with none.
 #pragma once
 
 #include <cstddef>
@@ -7,6 +10,7 @@
 
 #include "kernels/core/context.h"
 #include "layers/model.h"
+#include "parallel/mesh.h"
 
 namespace sluice {
 
@@ -15,7 +19,32 @@ struct ArenaPeaks {
   size_t scratch = 0;  // bytes
 };
 
-// Peaks of Model::train (and Model::evaluate) at B rows of T tokens. Touches no tensor memory.
+// The groups of a mesh that a model's layers talk to.
+LayerGroups layer_groups(const Mesh& mesh);
+
+// A model as rank `rank` of a mesh has it, without memory and without the other ranks. What it
+// would exchange is counted by the groups of mesh().
+class PlannedModel {
+ public:
+  // build.groups are given by the mesh.
+  PlannedModel(const ModelConfig& config, const ModelBuild& build, DType dtype,
+               const MeshShape& shape, int rank);
+
+  const Mesh& mesh() const { return mesh_; }
+  ParameterStore& store() { return store_; }
+  const ParameterStore& store() const { return store_; }
+  const Model& model() const { return model_; }
+
+  // Peaks of Model::train (and Model::evaluate) at B rows, cut over the sequence ranks.
+  ArenaPeaks count_training(int64_t B, int64_t row_tokens) const;
+
+ private:
+  Mesh mesh_;
+  ParameterStore store_;
+  Model model_;
+};
+
+// Of models without groups: B rows of T tokens.
 ArenaPeaks count_training(const Model& model, int64_t B, int64_t T);
 ArenaPeaks count_logits(const Model& model, int64_t B, int64_t T);
 ArenaPeaks count_step(const Model& model, int64_t B, int64_t max_tokens);
