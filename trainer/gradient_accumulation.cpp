@@ -46,7 +46,7 @@ GradientAccumulation::GradientAccumulation(ParameterStore& store, Communicator& 
   store_.bind_gradients(buffers_[0]);
 }
 
-void GradientAccumulation::run_leaf(const Context& ctx, const Model& model, double loss_scale,
+void GradientAccumulation::run_leaf(const Context& ctx, const Model& model, const Step& step,
                                     int64_t index, const Batch& batch) {
   const MicroBatchTree::Leaf leaf = tree_.leaf(index);
   const bool last = index + 1 == tree_.leaves();
@@ -54,7 +54,8 @@ void GradientAccumulation::run_leaf(const Context& ctx, const Model& model, doub
   store_.bind_gradients(buffers_[leaf.buffer]);
   StepStatistics statistics;
   statistics.expert_counts.swap(statistics_.expert_counts);  // counts go on, losses start anew
-  TrainingPass pass{.loss_scale = loss_scale, .statistics = &statistics};
+  TrainingPass pass{
+      .loss_scale = step.loss_scale, .statistics = &statistics, .routing = step.routing};
   if (last) {
     reducer_.begin(buffers_[0]);
     pass.gradient_ready = [&](ParameterId id) {
@@ -75,10 +76,10 @@ void GradientAccumulation::run_leaf(const Context& ctx, const Model& model, doub
   if (!last) merge_leaf(leaf, buffers_, 0, store_.flat_size());
 }
 
-StepSums GradientAccumulation::run(const Context& ctx, const Model& model, double loss_scale,
+StepSums GradientAccumulation::run(const Context& ctx, const Model& model, const Step& step,
                                    const std::function<Batch()>& next_batch) {
   statistics_ = {};
-  for (int64_t i = 0; i < tree_.leaves(); ++i) run_leaf(ctx, model, loss_scale, i, next_batch());
+  for (int64_t i = 0; i < tree_.leaves(); ++i) run_leaf(ctx, model, step, i, next_batch());
   StepSums sums = sum_over_world();
   reducer_.finish();
   store_.bind_gradients(buffers_[0]);

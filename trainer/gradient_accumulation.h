@@ -27,9 +27,14 @@ class GradientAccumulation {
   GradientAccumulation(ParameterStore& store, Communicator& group, int64_t micro_batches,
                        int64_t step_rows, bool allocate = true);
 
+  // What all micro-batches of a step have in common.
+  struct Step {
+    double loss_scale = 1;           // 1 / target tokens of the step, world-wide
+    RoutingTape* routing = nullptr;  // optional
+  };
   // Runs every micro-batch (next_batch gives them in order) and reduces. Afterwards the store's
   // bound gradients hold the world's sum.
-  StepSums run(const Context& ctx, const Model& model, double loss_scale,
+  StepSums run(const Context& ctx, const Model& model, const Step& step,
                const std::function<Batch()>& next_batch);
 
   int64_t bytes() const { return int64_t(tree_.buffers()) * buffer_bytes_; }
@@ -37,7 +42,7 @@ class GradientAccumulation {
  private:
   // What one micro-batch adds to StepSums, as it travels: loss, balance loss, z-loss.
   static constexpr int64_t kScalars = 3;
-  void run_leaf(const Context& ctx, const Model& model, double loss_scale, int64_t index,
+  void run_leaf(const Context& ctx, const Model& model, const Step& step, int64_t index,
                 const Batch& batch);
   StepSums sum_over_world();
 

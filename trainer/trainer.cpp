@@ -2,22 +2,13 @@
 
 #include <fmt/format.h>
 
-#include <algorithm>
 #include <chrono>
-#include <cmath>
 
-#include "kernels/grad_norm/grad_norm.h"
 #include "trainer/schedule.h"
 
 namespace sluice {
 
 namespace {
-
-using Clock = std::chrono::steady_clock;
-
-double seconds_since(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
 
 std::unique_ptr<Sampler> open_sampler(const Config& config, int64_t first_step,
                                       int64_t first_step_row) {
@@ -41,31 +32,8 @@ std::unique_ptr<Sampler> open_sampler(const Config& config, int64_t first_step,
 
 }  // namespace
 
-StepShape step_shape(const TrainConfig& train, int64_t dp, int64_t dp_rank) {
-  const int64_t micro_batches_of_world = train.global_batch / train.micro_batch;
-  if (train.global_batch % train.micro_batch != 0 || micro_batches_of_world % dp != 0) {
-    throw UsageError(fmt::format(
-        "train.global_batch {} must be a multiple of train.micro_batch {} times dp {} = {}",
-        train.global_batch, train.micro_batch, dp, train.micro_batch * dp));
-  }
-  StepShape shape{.micro_batches = micro_batches_of_world / dp};
-  shape.first_row = dp_rank * shape.micro_batches * train.micro_batch;
-  return shape;
-}
-
-Trainer::Trainer(const Config& config, Mesh& mesh)
-    : config_(config),
-      group_(mesh.axis(Axis::dp)),
-      shape_(step_shape(config.train, mesh.shape().dp, mesh.at().dp)),
-      sampler_(open_sampler(config, 0, 0)),
-      store_(DType::f32),
-      model_(config.model, store_, {.recompute = config.train.recompute}),
-      optimizer_((store_.freeze(), config.optimizer), store_) {
-  store_.initialise(uint64_t(config.seed));
-  accumulation_ = std::make_unique<GradientAccumulation>(store_, group_, shape_.micro_batches,
-                                                         config.train.global_batch);
-  peaks_ = count_training(model_, config.train.micro_batch, config.train.seq_len);
-  arenas_ = std::make_unique<StepArenas>(peaks_);
+Trainer::Trainer(const Config& config, const Mesh& mesh)
+    : config_(config), sampler_(open_sampler(config, 0, 0)), engine_(config, mesh) {
   if (!config.data.valid.empty()) held_out_ = std::make_unique<TokenStore>(config.data.valid);
   start_prefetch();
 }
@@ -79,71 +47,40 @@ void Trainer::set_steps_done(int64_t steps, int64_t rows_done) {
 
 int64_t Trainer::rows_done() const { return sampler_->row_of_step(steps_done_); }
 
-int64_t Trainer::memory_bytes() const {
-  const int64_t flat = store_.flat_size() * int64_t(size_of(store_.dtype()));
-  return int64_t(peaks_.saved + peaks_.scratch) + 3 * flat + accumulation_->bytes();
-}
-
 // This rank's micro-batches of all steps to come, in order.
 void Trainer::start_prefetch() {
   prefetcher_ = std::make_unique<Prefetcher>(
       [this, first_step = steps_done_](int64_t n) -> std::optional<Batch> {
-        const int64_t step = first_step + n / shape_.micro_batches;
+        const int64_t step = first_step + n / engine_.num_micro_batches();
         if (step >= config_.train.steps) return std::nullopt;
-        const int64_t row = shape_.first_row + n % shape_.micro_batches * config_.train.micro_batch;
-        return sampler_->batch(step, row, config_.train.micro_batch);
+        return sampler_->batch(step, engine_.first_row(n % engine_.num_micro_batches()),
+                               engine_.micro_batch_rows());
       },
       config_.data.prefetch);
 }
 
 StepReport Trainer::step() {
-  const Clock::time_point start = Clock::now();
-  StepReport report;
-  report.step = steps_done_ + 1;
-  report.lr =
-      learning_rate(config_.schedule, config_.optimizer.lr, report.step, config_.train.steps);
-  accumulate_gradients(report);
-  measure_gradient(report);
-  update(report);
-  steps_done_ = report.step;
-  report.step_s = seconds_since(start);
-  return report;
-}
-
-void Trainer::accumulate_gradients(StepReport& report) {
-  const int64_t targets = sampler_->count_targets(steps_done_);
-  const double per_target = 1.0 / double(std::max<int64_t>(1, targets));
-  const StepSums sums = accumulation_->run(arenas_->context(), model_, per_target, [&] {
-    std::optional<Batch> batch = prefetcher_->next();
-    SLUICE_CHECK(batch.has_value(), "the sampler ended before step ", report.step);
-    return std::move(*batch);
-  });
+  const auto start = std::chrono::steady_clock::now();
+  const int64_t step = steps_done_ + 1;
+  const double lr =
+      learning_rate(config_.schedule, config_.optimizer.lr, step, config_.train.steps);
+  StepReport report =
+      engine_.step({.lr = lr, .targets = sampler_->count_targets(steps_done_), .next_batch = [&] {
+                      std::optional<Batch> batch = prefetcher_->next();
+                      SLUICE_CHECK(batch.has_value(), "the sampler ended before step ", step);
+                      return std::move(*batch);
+                    }});
+  report.step = step;
   report.data_wait_s = prefetcher_->take_wait_seconds();
-  report.loss = sums.loss * per_target;
-  report.statistics = sums.statistics;
-}
-
-// Every rank holds the whole reduced gradient, so all find the same norm and decide alike.
-void Trainer::measure_gradient(StepReport& report) {
-  const Context ctx = arenas_->context();
-  double squares = 0;
-  squared_norm(ctx, {.x = store_.gradients(), .sum = TensorView(&squares, {1})});
-  report.grad_norm = std::sqrt(squares);
-  report.finite = std::isfinite(report.loss) && std::isfinite(report.grad_norm);
-}
-
-void Trainer::update(StepReport& report) {
-  if (!report.finite) return;
-  const double clip = config_.optimizer.clip;
-  const double grad_scale = clip > 0 && report.grad_norm > clip ? clip / report.grad_norm : 1;
-  optimizer_.update(arenas_->context(), report.lr, grad_scale);
-  model_.end_step(report.statistics);
+  steps_done_ = step;
+  report.step_s = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  return report;
 }
 
 EvaluationResult Trainer::evaluate_held_out() {
   SLUICE_CHECK(held_out_ != nullptr, "there is no held-out store");
-  return evaluate(arenas_->context(), model_, *held_out_, group_, config_.train.seq_len,
-                  config_.train.micro_batch, config_.train.eval_rows);
+  return evaluate(engine_.context(), engine_.model(), *held_out_, engine_.mesh().axis(Axis::dp),
+                  config_.train.seq_len, config_.train.micro_batch, config_.train.eval_rows);
 }
 
 }  // namespace sluice
