@@ -90,6 +90,9 @@ class Layer {
 
   // Model FLOPs of the forward per token, at rows of `row_tokens` tokens (a multiply-add is 2).
   virtual double flops_per_token(int64_t row_tokens) const = 0;
+
+  // How tokens of other ranks take part, for the log, where a layer has a choice.
+  virtual std::string describe_exchange() const { return ""; }
 };
 
 }  // namespace sluice

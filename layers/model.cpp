@@ -239,6 +239,16 @@ void Model::end_step(const StepStatistics& statistics) const {
   for (const Branch& branch : branches_) branch.layer->end_step(statistics);
 }
 
+std::vector<std::string> Model::exchanges() const {
+  std::vector<std::string> lines;
+  for (size_t i = 0; i < branches_.size(); ++i) {
+    const std::string text = branches_[i].layer->describe_exchange();
+    if (text.empty()) continue;
+    lines.push_back(fmt::format("branches.{}.{}: {}", i, branch_configs_[i].kind(), text));
+  }
+  return lines;
+}
+
 double Model::flops_per_token(int64_t row_tokens) const {
   double forward = 2.0 * double(config_.d_model) * double(config_.vocab_size);
   for (const Branch& branch : branches_) forward += branch.layer->flops_per_token(row_tokens);

@@ -71,6 +71,8 @@ class Model {
 
   // Model FLOPs per token, forward plus backward (3 times the forward; recomputation not counted).
   double flops_per_token(int64_t row_tokens) const;
+  // "branches.3.attention: all-to-all over ...": what branches chose, where there is a choice.
+  std::vector<std::string> exchanges() const;
   const std::vector<BranchConfig>& branches() const { return branch_configs_; }
   const ModelConfig& config() const { return config_; }
   DType dtype() const { return store_.dtype(); }

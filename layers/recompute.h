@@ -29,6 +29,7 @@ class RecomputeLayer final : public Layer {
   double flops_per_token(int64_t row_tokens) const override {
     return layer_->flops_per_token(row_tokens);
   }
+  std::string describe_exchange() const override { return layer_->describe_exchange(); }
 
  private:
   struct Input : Saved {

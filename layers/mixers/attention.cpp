@@ -13,10 +13,10 @@
 namespace sluice {
 
 struct Attention::SavedTensors : Saved {
-  ConstTensorView x;  // (B, T, D)
-  TensorView qkv;     // (B, T, (Hq + 2 Hkv) hd), after the rotation
-  TensorView y;       // (B, T, Hq, hd)
-  TensorView lse;     // (B, T, Hq)
+  ConstTensorView x;              // (B, T, D)
+  TensorView qkv;                 // (B, T, (Hq + 2 Hkv) hd), after the rotation; if it is kept
+  TensorView y;                   // (B, T, Hq, hd)
+  std::unique_ptr<Saved> scores;  // what attention itself keeps
 };
 
 void AttentionConfig::validate(const std::string& where, int64_t d_model) const {
@@ -38,20 +38,28 @@ void AttentionConfig::validate(const std::string& where, int64_t d_model) const 
 }
 
 Attention::Attention(const LayerBuild& build, const Config& config)
-    : store_(build.store),
-      config_(config),
-      D_(build.d_model),
-      Hq_(config.heads),
-      Hkv_(config.kv_heads > 0 ? config.kv_heads : config.heads),
-      hd_(config.head_dim > 0 ? config.head_dim : build.d_model / config.heads),
-      rotary_(int64_t(config.rope.fraction * double(hd_))) {
+    : store_(build.store), config_(config), D_(build.d_model) {
+  if (build.carry_state) {
+    throw UsageError(fmt::format(
+        "{}: attention carries no keys from one row to the next; set data.carry_state: false, or "
+        "take the attention branches out of model.stack",
+        build.prefix.substr(0, build.prefix.size() - 1)));
+  }
+  shape_ = {.Hq = config.heads,
+            .Hkv = config.kv_heads > 0 ? config.kv_heads : config.heads,
+            .hd = config.head_dim > 0 ? config.head_dim : D_ / config.heads,
+            .window = config.window};
+  rotary_ = int64_t(config.rope.fraction * double(shape_.hd));
+  scores_ = make_attention_scores(shape_, build.groups.sequence);
   qkv_ = Linear(build, "qkv",
                 {.in = D_,
-                 .out = (Hq_ + 2 * Hkv_) * hd_,
+                 .out = shape_.columns(),
                  .bias = config.bias,
-                 .parts = {{"q", Hq_ * hd_}, {"k", Hkv_ * hd_}, {"v", Hkv_ * hd_}}});
+                 .parts = {{"q", shape_.Hq * shape_.hd},
+                           {"k", shape_.Hkv * shape_.hd},
+                           {"v", shape_.Hkv * shape_.hd}}});
   out_proj_ = Linear(build, "out_proj",
-                     {.in = Hq_ * hd_,
+                     {.in = shape_.Hq * shape_.hd,
                       .out = D_,
                       .bias = config.bias,
                       .scale = 1 / std::sqrt(double(build.num_residuals))});
@@ -60,7 +68,7 @@ Attention::Attention(const LayerBuild& build, const Config& config)
 void Attention::rotate(const Context& ctx, const TensorView& qkv, const ConstTensorView& positions,
                        bool backward) const {
   if (rotary_ == 0) return;
-  for (const TensorView& heads : {q_of(qkv), k_of(qkv)}) {
+  for (const TensorView& heads : {shape_.q(qkv), shape_.k(qkv)}) {
     const Rope rope{
         .x = heads, .positions = positions, .rotary_dims = rotary_, .theta = config_.rope.theta};
     backward ? rope_backward(ctx, rope) : rope_forward(ctx, rope);
@@ -72,19 +80,14 @@ std::unique_ptr<Saved> Attention::forward(const Context& ctx, const Rows& rows,
   const auto [B, T, D] = io.x.shape<3>("x: (B, T, D)");
   const DType dtype = io.x.dtype;
   auto saved = std::make_unique<SavedTensors>();
+  const ArenaScope scope(*ctx.scratch);
+  Arena& arena = scores_->keeps_projection() ? *ctx.saved : *ctx.scratch;
   saved->x = io.x;
-  saved->qkv = ctx.saved->alloc_padded_rows({B, T, (Hq_ + 2 * Hkv_) * hd_}, dtype);
-  saved->y = ctx.saved->alloc({B, T, Hq_, hd_}, dtype);
-  saved->lse = ctx.saved->alloc({B, T, Hq_}, stat_dtype(dtype));
+  saved->qkv = arena.alloc_padded_rows({B, T, shape_.columns()}, dtype);
+  saved->y = ctx.saved->alloc({B, T, shape_.Hq, shape_.hd}, dtype);
   qkv_.forward(ctx, io.x, saved->qkv);
   rotate(ctx, saved->qkv, rows.positions, /*backward=*/false);
-  attention_forward(ctx, {.q = q_of(saved->qkv),
-                          .k = k_of(saved->qkv),
-                          .v = v_of(saved->qkv),
-                          .doc_begin = rows.local_doc_begin,
-                          .y = saved->y,
-                          .lse = saved->lse,
-                          .window = config_.window});
+  saved->scores = scores_->forward(ctx, rows, saved->qkv, saved->y);
   out_proj_.forward(ctx, saved->y, io.y);
   return saved;
 }
@@ -96,21 +99,14 @@ void Attention::backward(const Context& ctx, const Rows& rows, const LayerBackwa
   const int64_t T = io.dy.dim(1);
   const DType dtype = io.dy.dtype;
   const ArenaScope scope(*ctx.scratch);
-  const TensorView dqkv = ctx.scratch->alloc_padded_rows({B, T, (Hq_ + 2 * Hkv_) * hd_}, dtype);
-  const TensorView dy = ctx.scratch->alloc({B, T, Hq_, hd_}, dtype);
-  out_proj_.backward_weight(ctx, saved.y, io.dy);
+  const TensorView dqkv = ctx.scratch->alloc_padded_rows({B, T, shape_.columns()}, dtype);
+  const TensorView dy = ctx.scratch->alloc({B, T, shape_.Hq, shape_.hd}, dtype);
   out_proj_.backward_data(ctx, io.dy, dy);
-  attention_backward(ctx, {.dy = dy,
-                           .q = q_of(saved.qkv),
-                           .k = k_of(saved.qkv),
-                           .v = v_of(saved.qkv),
-                           .doc_begin = rows.local_doc_begin,
-                           .y = saved.y,
-                           .lse = saved.lse,
-                           .dq = q_of(dqkv),
-                           .dk = k_of(dqkv),
-                           .dv = v_of(dqkv),
-                           .window = config_.window});
+  const auto weight_gradient = [&] { out_proj_.backward_weight(ctx, saved.y, io.dy); };
+  scores_->backward(
+      ctx, rows,
+      {.dy = dy, .qkv = saved.qkv, .y = saved.y, .dqkv = dqkv, .meanwhile = weight_gradient},
+      *saved.scores);
   rotate(ctx, dqkv, rows.positions, /*backward=*/true);
   qkv_.backward_weight(ctx, saved.x, dqkv);
   qkv_.backward_data(ctx, dqkv, io.dx);
@@ -121,27 +117,28 @@ int64_t Attention::cache_tokens(int64_t max_tokens) const {
 }
 
 std::vector<StateTensor> Attention::state_spec(int64_t rows, int64_t max_tokens) const {
-  const Dims dims{rows, cache_tokens(max_tokens), Hkv_, hd_};
+  const Dims dims{rows, cache_tokens(max_tokens), shape_.Hkv, shape_.hd};
   return {{"k", dims, store_.dtype()}, {"v", dims, store_.dtype()}};
 }
 
 // The cache is a ring: a key holds its position within it, and softmax does not ask for an order.
 void Attention::step(const Context& ctx, const LayerStep& io) const {
   const int64_t B = io.x.dim(0);
+  const int64_t Hq = shape_.Hq, Hkv = shape_.Hkv, hd = shape_.hd;
   const DType dtype = io.x.dtype;
   const int64_t S = io.states[0].dim(1);
   const int64_t visible = std::min(io.position + 1, S);
-  if (config_.window == 0 && io.position >= S) {
+  if (shape_.window == 0 && io.position >= S) {
     throw UsageError(
         fmt::format("the attention cache holds {} tokens, token {} does not fit", S, io.position));
   }
   const ArenaScope scope(*ctx.scratch);
   Arena& scratch = *ctx.scratch;
-  const TensorView qkv = scratch.alloc({B, 1, (Hq_ + 2 * Hkv_) * hd_}, dtype);
+  const TensorView qkv = scratch.alloc({B, 1, shape_.columns()}, dtype);
   const TensorView positions = scratch.alloc({B, 1}, DType::i32);
   const TensorView doc_begin = scratch.alloc({1, 1}, DType::i32);
-  const TensorView y = scratch.alloc({B, 1, Hq_, hd_}, dtype);
-  const TensorView lse = scratch.alloc({1, 1, Hq_}, stat_dtype(dtype));
+  const TensorView y = scratch.alloc({B, 1, Hq, hd}, dtype);
+  const TensorView lse = scratch.alloc({1, 1, Hq}, stat_dtype(dtype));
   if (!ctx.counting()) {
     std::fill_n(positions.as<int32_t>(), B, int32_t(io.position));
     *doc_begin.as<int32_t>() = int32_t(1 - visible);
@@ -149,17 +146,15 @@ void Attention::step(const Context& ctx, const LayerStep& io) const {
   qkv_.forward(ctx, io.x, qkv);
   rotate(ctx, qkv, positions, /*backward=*/false);
   for (int64_t b = 0; b < B; ++b) {
-    const auto cache = [&](int state) {
-      return io.states[state].slice(b).reshape({S, Hkv_ * hd_});
-    };
+    const auto cache = [&](int state) { return io.states[state].slice(b).reshape({S, Hkv * hd}); };
     const TensorView q = qkv.slice(b);  // (1, (Hq + 2 Hkv) hd)
-    copy(ctx, q.columns(Hq_ * hd_, {Hkv_ * hd_}), cache(0).row_range(io.position % S, 1));
-    copy(ctx, q.columns((Hq_ + Hkv_) * hd_, {Hkv_ * hd_}), cache(1).row_range(io.position % S, 1));
-    attention_forward(ctx, {.q = q.columns(0, {Hq_ * hd_}).reshape({1, 1, Hq_, hd_}),
-                            .k = cache(0).row_range(0, visible).reshape({1, visible, Hkv_, hd_}),
-                            .v = cache(1).row_range(0, visible).reshape({1, visible, Hkv_, hd_}),
+    copy(ctx, q.columns(Hq * hd, {Hkv * hd}), cache(0).row_range(io.position % S, 1));
+    copy(ctx, q.columns((Hq + Hkv) * hd, {Hkv * hd}), cache(1).row_range(io.position % S, 1));
+    attention_forward(ctx, {.q = q.columns(0, {Hq * hd}).reshape({1, 1, Hq, hd}),
+                            .k = cache(0).row_range(0, visible).reshape({1, visible, Hkv, hd}),
+                            .v = cache(1).row_range(0, visible).reshape({1, visible, Hkv, hd}),
                             .doc_begin = doc_begin,
-                            .y = y.slice(b).reshape({1, 1, Hq_, hd_}),
+                            .y = y.slice(b).reshape({1, 1, Hq, hd}),
                             .lse = lse,
                             .query_begin = visible - 1});
   }
@@ -170,7 +165,8 @@ void Attention::step(const Context& ctx, const LayerStep& io) const {
 double Attention::flops_per_token(int64_t row_tokens) const {
   const double keys = config_.window > 0 ? std::min(double(config_.window), 0.5 * row_tokens)
                                          : 0.5 * double(row_tokens);
-  return 2.0 * D_ * (Hq_ + 2 * Hkv_) * hd_ + 2.0 * Hq_ * hd_ * D_ + 4.0 * keys * Hq_ * hd_;
+  const double width = double(shape_.Hq * shape_.hd);
+  return 2.0 * D_ * shape_.columns() + 2.0 * width * D_ + 4.0 * keys * width;
 }
 
 }  // namespace sluice

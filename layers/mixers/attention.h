@@ -2,13 +2,15 @@
 // all or part of each head (Su et al., "RoFormer", 2021), and an optional sliding window.
 //
 //   [q, k, v] = qkv(u);  rope(q), rope(k);  out = out_proj(attention(q, k, v))
-// Hq query heads, Hkv key-value heads, hd head dim.
+// Hq query heads, Hkv key-value heads, hd head dim. Over several sequence ranks the scores are
+// computed as attention_scores.h says; the choice is made when the layer is built.
 #pragma once
 
 #include "kernels/core/fields.h"
 #include "layers/layer.h"
 #include "layers/layer_build.h"
 #include "layers/linear.h"
+#include "layers/mixers/attention_scores.h"
 
 namespace sluice {
 
@@ -64,22 +66,20 @@ class Attention final : public Layer {
   std::vector<StateTensor> state_spec(int64_t rows, int64_t max_tokens) const override;
   void step(const Context& ctx, const LayerStep& io) const override;
   double flops_per_token(int64_t row_tokens) const override;
+  std::string describe_exchange() const override { return scores_->describe(); }
 
  private:
   struct SavedTensors;
-  // Column slices of the projection, or of its gradient.
-  TensorView q_of(const TensorView& qkv) const { return qkv.columns(0, {Hq_, hd_}); }
-  TensorView k_of(const TensorView& qkv) const { return qkv.columns(Hq_ * hd_, {Hkv_, hd_}); }
-  TensorView v_of(const TensorView& qkv) const {
-    return qkv.columns((Hq_ + Hkv_) * hd_, {Hkv_, hd_});
-  }
   void rotate(const Context& ctx, const TensorView& qkv, const ConstTensorView& positions,
               bool backward) const;
   int64_t cache_tokens(int64_t max_tokens) const;
 
   ParameterStore& store_;
   Config config_;
-  int64_t D_, Hq_, Hkv_, hd_, rotary_;
+  int64_t D_;
+  AttentionShape shape_;
+  int64_t rotary_;  // columns of a head
+  std::unique_ptr<AttentionScores> scores_;
   Linear qkv_, out_proj_;
 };
 

@@ -318,6 +318,8 @@ struct Blocks {
 };
 
 TEST_P(AttentionShapes, BlocksOfKeysMergeToTheWhole) {
+  const int threads = omp_get_max_threads();
+  omp_set_num_threads(1);
   for (const DType dtype : {DType::f64, DType::f32}) {
     Case whole(GetParam(), dtype);
     whole.forward(), whole.backward();
@@ -340,6 +342,7 @@ TEST_P(AttentionShapes, BlocksOfKeysMergeToTheWhole) {
     EXPECT_LE(gradient_error(blocks.dq, whole.dq, whole.dv), bound);
     EXPECT_LE(gradient_error(blocks.dk, whole.dk, whole.dv), bound);
   }
+  omp_set_num_threads(threads);
 }
 
 TEST(AttentionMerge, HandComputed) {

@@ -1,0 +1,284 @@
+// B batch, T tokens on this rank, S tokens of a whole row
+#include "layers/mixers/attention_scores.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <vector>
+
+#include "kernels/attention/attention.h"
+#include "parallel/sequence/heads_exchange.h"
+#include "parallel/sequence/kv_exchange.h"
+
+namespace sluice {
+namespace {
+
+class AttentionHere final : public AttentionScores {
+ public:
+  explicit AttentionHere(const AttentionShape& shape) : shape_(shape) {}
+
+  bool keeps_projection() const override { return true; }
+  std::string describe() const override { return ""; }
+
+  std::unique_ptr<Saved> forward(const Context& ctx, const Rows& rows, const ConstTensorView& qkv,
+                                 const TensorView& y) const override {
+    auto saved = std::make_unique<Tape>();
+    saved->lse = ctx.saved->alloc({y.dim(0), y.dim(1), shape_.Hq}, stat_dtype(y.dtype));
+    attention_forward(ctx, {.q = shape_.q(qkv),
+                            .k = shape_.k(qkv),
+                            .v = shape_.v(qkv),
+                            .doc_begin = rows.local_doc_begin,
+                            .y = y,
+                            .lse = saved->lse,
+                            .window = shape_.window});
+    return saved;
+  }
+
+  void backward(const Context& ctx, const Rows& rows, const AttentionScoresBackward& args,
+                const Saved& saved) const override {
+    args.meanwhile();
+    attention_backward(ctx, {.dy = args.dy,
+                             .q = shape_.q(args.qkv),
+                             .k = shape_.k(args.qkv),
+                             .v = shape_.v(args.qkv),
+                             .doc_begin = rows.local_doc_begin,
+                             .y = args.y,
+                             .lse = static_cast<const Tape&>(saved).lse,
+                             .dq = shape_.q(args.dqkv),
+                             .dk = shape_.k(args.dqkv),
+                             .dv = shape_.v(args.dqkv),
+                             .window = shape_.window});
+  }
+
+ private:
+  struct Tape : Saved {
+    TensorView lse;  // (B, T, Hq)
+  };
+  AttentionShape shape_;
+};
+
+// What one of c ranks has of the heads.
+AttentionShape share_of(const AttentionShape& shape, int ranks) {
+  return {.Hq = shape.Hq / ranks,
+          .Hkv = std::max<int64_t>(1, shape.Hkv / ranks),
+          .hd = shape.hd,
+          .window = shape.window};
+}
+
+// Rank r's columns of q, k and v. With fewer key-value heads than ranks, r Hkv / c is the one that
+// its queries read.
+std::vector<std::vector<ColumnRange>> qkv_shares(const AttentionShape& shape, int ranks) {
+  const AttentionShape share = share_of(shape, ranks);
+  std::vector<std::vector<ColumnRange>> shares;
+  for (int64_t rank = 0; rank < ranks; ++rank) {
+    const int64_t kv_head = rank * shape.Hkv / ranks;
+    shares.push_back({{rank * share.Hq * shape.hd, share.Hq * shape.hd},
+                      {(shape.Hq + kv_head) * shape.hd, share.Hkv * shape.hd},
+                      {(shape.Hq + shape.Hkv + kv_head) * shape.hd, share.Hkv * shape.hd}});
+  }
+  return shares;
+}
+
+std::vector<std::vector<ColumnRange>> y_shares(const AttentionShape& shape, int ranks) {
+  const int64_t width = shape.Hq / ranks * shape.hd;
+  std::vector<std::vector<ColumnRange>> shares;
+  for (int64_t rank = 0; rank < ranks; ++rank) shares.push_back({{rank * width, width}});
+  return shares;
+}
+
+class AttentionByHeads final : public AttentionScores {
+ public:
+  AttentionByHeads(const AttentionShape& shape, Communicator& sequence)
+      : ranks_(sequence.size()),
+        shape_(shape),
+        share_(share_of(shape, ranks_)),
+        qkv_exchange_(sequence, shape.columns(), qkv_shares(shape, ranks_)),
+        y_exchange_(sequence, shape.Hq * shape.hd, y_shares(shape, ranks_)) {}
+
+  bool keeps_projection() const override { return false; }
+  std::string describe() const override {
+    return fmt::format(
+        "all-to-all over {} ranks, each with {} of {} query heads and {} of {} key-value heads",
+        ranks_, share_.Hq, shape_.Hq, share_.Hkv, shape_.Hkv);
+  }
+
+  std::unique_ptr<Saved> forward(const Context& ctx, const Rows& rows, const ConstTensorView& qkv,
+                                 const TensorView& y) const override {
+    const int64_t B = rows.rows, S = rows.row_tokens;
+    auto saved = std::make_unique<Tape>();
+    saved->qkv = ctx.saved->alloc({B, S, share_.columns()}, y.dtype);
+    saved->y = ctx.saved->alloc({B, S, share_.Hq, share_.hd}, y.dtype);
+    saved->lse = ctx.saved->alloc({B, S, share_.Hq}, stat_dtype(y.dtype));
+    const ArenaScope scope(*ctx.scratch);
+    const auto heads = qkv_exchange_.begin_to_columns(ctx, rows, qkv, saved->qkv);
+    qkv_exchange_.finish_to_columns(ctx, rows, heads);
+    attention_forward(ctx, {.q = share_.q(saved->qkv),
+                            .k = share_.k(saved->qkv),
+                            .v = share_.v(saved->qkv),
+                            .doc_begin = rows.doc_begin,
+                            .y = saved->y,
+                            .lse = saved->lse,
+                            .window = share_.window});
+    const auto tokens = y_exchange_.begin_to_tokens(ctx, rows, flat(saved->y), flat(y));
+    y_exchange_.finish_to_tokens(ctx, rows, tokens);
+    return saved;
+  }
+
+  void backward(const Context& ctx, const Rows& rows, const AttentionScoresBackward& args,
+                const Saved& base) const override {
+    const auto& saved = static_cast<const Tape&>(base);
+    const ArenaScope scope(*ctx.scratch);
+    const TensorView dy = ctx.scratch->alloc(saved.y.dims, saved.y.dtype);
+    const TensorView dqkv = ctx.scratch->alloc(saved.qkv.dims, saved.qkv.dtype);
+    const auto heads = y_exchange_.begin_to_columns(ctx, rows, flat(args.dy), flat(dy));
+    args.meanwhile();
+    y_exchange_.finish_to_columns(ctx, rows, heads);
+    attention_backward(ctx, {.dy = dy,
+                             .q = share_.q(saved.qkv),
+                             .k = share_.k(saved.qkv),
+                             .v = share_.v(saved.qkv),
+                             .doc_begin = rows.doc_begin,
+                             .y = saved.y,
+                             .lse = saved.lse,
+                             .dq = share_.q(dqkv),
+                             .dk = share_.k(dqkv),
+                             .dv = share_.v(dqkv),
+                             .window = share_.window});
+    const auto tokens = qkv_exchange_.begin_to_tokens(ctx, rows, dqkv, args.dqkv);
+    qkv_exchange_.finish_to_tokens(ctx, rows, tokens);
+  }
+
+ private:
+  // Of whole rows, for this rank's share of the heads.
+  struct Tape : Saved {
+    TensorView qkv;  // (B, S, (hq + 2 hkv) hd)
+    TensorView y;    // (B, S, hq, hd)
+    TensorView lse;  // (B, S, hq)
+  };
+  template <class View>
+  static View flat(const View& heads) {
+    return heads.reshape({heads.dim(0), heads.dim(1), heads.dim(2) * heads.dim(3)});
+  }
+  int ranks_;
+  AttentionShape shape_, share_;
+  HeadsExchange qkv_exchange_, y_exchange_;
+};
+
+class AttentionByKeys final : public AttentionScores {
+ public:
+  AttentionByKeys(const AttentionShape& shape, Communicator& sequence)
+      : shape_(shape), sequence_(sequence) {}
+
+  bool keeps_projection() const override { return true; }
+  std::string describe() const override {
+    return fmt::format(
+        "keys and values on a ring over {} ranks, {} query and {} key-value heads on each",
+        sequence_.size(), shape_.Hq, shape_.Hkv);
+  }
+
+  std::unique_ptr<Saved> forward(const Context& ctx, const Rows& rows, const ConstTensorView& qkv,
+                                 const TensorView& y) const override {
+    auto saved = std::make_unique<Tape>();
+    saved->lse = ctx.saved->alloc({y.dim(0), y.dim(1), shape_.Hq}, stat_dtype(y.dtype));
+    const ArenaScope scope(*ctx.scratch);
+    const TensorView part_y = ctx.scratch->alloc(y.dims, y.dtype);
+    const TensorView part_lse = ctx.scratch->alloc(saved->lse.dims, saved->lse.dtype);
+    KvRing ring(ctx, sequence_, rows, shape_.window, shape_.kv(qkv));
+    AttentionForward args{.q = shape_.q(qkv),
+                          .k = shape_.k(qkv),
+                          .v = shape_.v(qkv),
+                          .doc_begin = rows.local_doc_begin,
+                          .y = y,
+                          .lse = saved->lse,
+                          .window = shape_.window};
+    attention_forward(ctx, args);
+    args.y = part_y;
+    args.lse = part_lse;
+    while (const KvBlock block = ring.next()) {
+      args.k = keys_of(block.kv);
+      args.v = values_of(block.kv);
+      args.query_begin = rows.begin - block.keys.begin;
+      attention_forward(ctx, args);
+      attention_merge(ctx, {.part_y = part_y, .part_lse = part_lse, .y = y, .lse = saved->lse});
+    }
+    ring.finish();
+    return saved;
+  }
+
+  void backward(const Context& ctx, const Rows& rows, const AttentionScoresBackward& args,
+                const Saved& saved) const override {
+    const ArenaScope scope(*ctx.scratch);
+    KvRing ring(ctx, sequence_, rows, shape_.window, shape_.kv(args.qkv));
+    KvReturn gradients(ctx, sequence_, rows, shape_.window, shape_.kv(args.dqkv));
+    args.meanwhile();
+    AttentionBackward block_args{.dy = args.dy,
+                                 .q = shape_.q(args.qkv),
+                                 .k = shape_.k(args.qkv),
+                                 .v = shape_.v(args.qkv),
+                                 .doc_begin = rows.local_doc_begin,
+                                 .y = args.y,
+                                 .lse = static_cast<const Tape&>(saved).lse,
+                                 .dq = shape_.q(args.dqkv),
+                                 .dk = shape_.k(args.dqkv),
+                                 .dv = shape_.v(args.dqkv),
+                                 .window = shape_.window};
+    attention_backward(ctx, block_args);
+    block_args.add_to_dq = true;
+    for (int step = 1; step <= gradients.steps(); ++step) {
+      if (const KvBlock block = ring.next()) {
+        const TensorView dkv = gradients.room(step);
+        block_args.k = keys_of(block.kv);
+        block_args.v = values_of(block.kv);
+        block_args.dk = keys_of(dkv);
+        block_args.dv = values_of(dkv);
+        block_args.query_begin = rows.begin - block.keys.begin;
+        attention_backward(ctx, block_args);
+      }
+      gradients.give(step);
+    }
+    gradients.finish();
+    ring.finish();
+  }
+
+ private:
+  struct Tape : Saved {
+    TensorView lse;  // (B, T, Hq)
+  };
+  TensorView keys_of(const TensorView& kv) const { return kv.columns(0, {shape_.Hkv, shape_.hd}); }
+  TensorView values_of(const TensorView& kv) const {
+    return kv.columns(shape_.Hkv * shape_.hd, {shape_.Hkv, shape_.hd});
+  }
+  AttentionShape shape_;
+  Communicator& sequence_;
+};
+
+}  // namespace
+
+bool heads_divide(const AttentionShape& shape, int ranks) {
+  return shape.Hq % ranks == 0 && (shape.Hkv % ranks == 0 || ranks % shape.Hkv == 0);
+}
+
+std::unique_ptr<AttentionScores> attention_here(const AttentionShape& shape) {
+  return std::make_unique<AttentionHere>(shape);
+}
+
+std::unique_ptr<AttentionScores> attention_by_heads(const AttentionShape& shape,
+                                                    Communicator& sequence) {
+  SLUICE_CHECK(heads_divide(shape, sequence.size()), shape.Hq, " query and ", shape.Hkv,
+               " key-value heads do not divide over ", sequence.size(), " ranks");
+  return std::make_unique<AttentionByHeads>(shape, sequence);
+}
+
+std::unique_ptr<AttentionScores> attention_by_keys(const AttentionShape& shape,
+                                                   Communicator& sequence) {
+  return std::make_unique<AttentionByKeys>(shape, sequence);
+}
+
+std::unique_ptr<AttentionScores> make_attention_scores(const AttentionShape& shape,
+                                                       Communicator* sequence) {
+  if (sequence == nullptr || sequence->size() == 1) return attention_here(shape);
+  return heads_divide(shape, sequence->size()) ? attention_by_heads(shape, *sequence)
+                                               : attention_by_keys(shape, *sequence);
+}
+
+}  // namespace sluice
