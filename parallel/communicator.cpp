@@ -5,18 +5,32 @@
 
 namespace sluice {
 
-void Event::wait() const {
-  if (!future_.valid()) return;
-  try {
-    future_.get();
-  } catch (const std::future_error&) {
-    throw Error(ExitCode::bug, "a communicator was destroyed before this verb had run");
-  }
-}
+namespace {
 
-bool Event::done() const {
-  return !future_.valid() || future_.wait_for(std::chrono::seconds(0)) == std::future_status::ready;
-}
+class FutureCompletion final : public Completion {
+ public:
+  explicit FutureCompletion(std::shared_future<void> future) : future_(std::move(future)) {}
+
+  void wait() const override {
+    try {
+      future_.get();
+    } catch (const std::future_error&) {
+      throw Error(ExitCode::bug, "a communicator was destroyed before this verb had run");
+    }
+  }
+  bool done() const override {
+    return future_.wait_for(std::chrono::seconds(0)) == std::future_status::ready;
+  }
+  void order(const Stream&) const override { wait(); }
+
+ private:
+  std::shared_future<void> future_;
+};
+
+}  // namespace
+
+Event::Event(std::shared_future<void> future)
+    : completion_(std::make_shared<FutureCompletion>(std::move(future))) {}
 
 const char* name_of(Verb verb) {
   switch (verb) {

@@ -28,21 +28,41 @@
 #include <span>
 #include <utility>
 
+#include "kernels/core/stream.h"
 #include "kernels/core/tensor.h"
 
 namespace sluice {
+
+// How an implementation waits for a verb of its own.
+class Completion {
+ public:
+  virtual ~Completion() = default;
+  virtual void wait() const = 0;  // throws what went wrong, every time
+  virtual bool done() const = 0;
+  virtual void order(const Stream& stream) const = 0;
+};
 
 // The end of an enqueued verb. Copyable; may be waited for any number of times.
 class Event {
  public:
   Event() = default;  // of a verb that is done already
-  explicit Event(std::shared_future<void> future) : future_(std::move(future)) {}
+  explicit Event(std::shared_future<void> future);
+  explicit Event(std::shared_ptr<const Completion> completion)
+      : completion_(std::move(completion)) {}
 
-  void wait() const;  // rethrows what went wrong
-  bool done() const;
+  // The caller waits; rethrows what went wrong.
+  void wait() const {
+    if (completion_ != nullptr) completion_->wait();
+  }
+  bool done() const { return completion_ == nullptr || completion_->done(); }
+  // What `stream` is given from now on runs after the verb. On the CPU, where streams run inline,
+  // that is wait(); on a GPU nobody waits here.
+  void order(const Stream& stream) const {
+    if (completion_ != nullptr) completion_->order(stream);
+  }
 
  private:
-  std::shared_future<void> future_;
+  std::shared_ptr<const Completion> completion_;
 };
 
 enum class ReduceOp : uint8_t { sum, max };  // a NaN wins every max

@@ -6,6 +6,7 @@
 #include <array>
 
 #include "git_commit.h"
+#include "parallel/nccl_communicator.h"
 
 namespace sluice {
 namespace {
@@ -36,8 +37,8 @@ std::string version() { return kVersion; }
 std::string git_commit() { return kGitCommit; }
 
 std::vector<std::pair<std::string, std::string>> built_in() {
-  return {{"CUDA", "none"},  {"NCCL", "none"},   {"MPI", mpi_version()},
-          {"cuDNN", "none"}, {"oneDNN", "none"}, {"HDF5", hdf5_version()}};
+  return {{"CUDA", "none"},  {"NCCL", nccl_version()}, {"MPI", mpi_version()},
+          {"cuDNN", "none"}, {"oneDNN", "none"},       {"HDF5", hdf5_version()}};
 }
 
 std::string version_text() {

@@ -17,6 +17,9 @@ struct Backend {
   std::string name;
   // Runs the body once per rank; rethrows the first exception of a rank, or ends the job.
   std::function<void(const std::function<void(Communicator&)>&)> run;
+  // What NCCL leaves open: the order of sums, NaN in max, u16, and how ranks that disagree learn
+  // it.
+  bool host_memory = true;
 };
 inline void PrintTo(const Backend& backend, std::ostream* out) { *out << backend.name; }
 
@@ -25,6 +28,7 @@ std::vector<Backend> backends();  // one definition per executable
 class OnBackend : public testing::TestWithParam<Backend> {
  protected:
   void run(const std::function<void(Communicator&)>& body) { GetParam().run(body); }
+  bool host_memory() const { return GetParam().host_memory; }
 };
 
 // The world must be of a type that gtest knows when it registers tests: names come from here.
