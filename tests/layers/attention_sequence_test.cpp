@@ -1,10 +1,15 @@
 // Attention whose rows lie on several ranks, against one rank that has them whole.
 #include <gtest/gtest.h>
 
+#include <atomic>
+#include <chrono>
+#include <thread>
+
 #include "layers/mixers/attention.h"
 #include "layers/model.h"
 #include "layers/recompute.h"
 #include "parallel/planned_communicator.h"
+#include "tests/parallel/delayed_communicator.h"
 #include "tests/support/errors.h"
 #include "tests/support/layer_check.h"
 #include "tests/support/layouts.h"
@@ -138,6 +143,36 @@ TEST(AttentionByHeads, ForwardHasTheBitsOfOneRank) {
   const ScoresCase c{.ranks = 4, .B = 2, .S = 70, .shape = {.Hq = 8, .Hkv = 2, .hd = 4}};
   const ScoresResult whole = run_scores(c, 1, DType::f32, here);
   EXPECT_TRUE(bit_equal(run_scores(c, 4, DType::f32, attention_by_heads).y, whole.y));
+}
+
+// The gradient of the output projection's weight hides the first exchange of the backward.
+TEST(AttentionByHeads, WorksWhileTheExchangeIsUnderWay) {
+  const AttentionShape shape{.Hq = 2, .Hkv = 2, .hd = 4};
+  std::atomic<int> held_back = 0;
+  run_layout({.cp = 2}, [&](const Mesh& mesh) {
+    const TestRows rows(2, 6);
+    const ShardRows shard(rows, mesh);
+    std::atomic<bool> worked = false;
+    int verbs = 0;
+    const auto before = [&](Verb) {
+      if (++verbs != 3) return;  // after those of qkv and y in the forward
+      for (int wait = 0; wait < 2000 && !worked; ++wait) {
+        std::this_thread::sleep_for(std::chrono::milliseconds(5));
+      }
+      held_back += worked;
+    };
+    DelayedCommunicator group(mesh.axis(Axis::cp), before, [](Verb) {});
+    const auto scores = attention_by_heads(shape, group);
+    TestContext ctx(kArena);
+    const Tensor qkv = normal({2, 3, shape.columns()}, DType::f32, 1);
+    const Tensor dy = normal({2, 3, 2, 4}, DType::f32, 2);
+    Tensor y(dy.dims(), DType::f32), dqkv(qkv.dims(), DType::f32);
+    const auto saved = scores->forward(ctx, shard, qkv, y);
+    scores->backward(
+        ctx, shard,
+        {.dy = dy, .qkv = qkv, .y = y, .dqkv = dqkv, .meanwhile = [&] { worked = true; }}, *saved);
+  });
+  EXPECT_EQ(held_back, 2);
 }
 
 TEST(AttentionChoice, IsThatOfTheHeads) {
