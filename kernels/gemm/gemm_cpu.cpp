@@ -85,37 +85,46 @@ struct Product {
   int64_t ldc = 0;
 };
 
-// Tiles of C. Each packs its own rows of A and columns of B, so they should be big; but there must
-// be enough of them for the pool. Both ends are bounded by the area of a tile.
-constexpr int64_t kTileAreaMin = 384 * 768;
-constexpr int64_t kTileAreaMax = int64_t{1} << 20;
-constexpr int64_t kTilesWanted = 8;
-constexpr int64_t kTileAlign = 16;  // of the cuts: the widest micro-kernel
+// Tiles of C. A tile costs m n k multiply-adds and packs (m + n) k elements of its own, so tiles
+// nearly reach the speed of the whole product from kTileSideMin on a side; the shorter side of a
+// narrow product is never cut.
+constexpr int64_t kTilesWanted = 8;                     // of one product, to share out evenly
+constexpr int64_t kTileAreaMax = int64_t{1} << 20;      // more tiles than that if they are larger
+constexpr int64_t kTileSideMin = 256;                   // that a cut leaves
+constexpr int64_t kTileProductsMin = int64_t{1} << 21;  // m n k: some 40 us, beside a pool's start
+constexpr int64_t kTileAlign = 16;                      // of the cuts: the widest micro-kernel
 
-// A function of the shape alone: halves the longer side until a tile is small enough. The count is
+// A function of the shape alone: halves the longer side until there are enough tiles. The count is
 // a power of two, so the usual pools are evenly loaded.
 struct TileGrid {
   int64_t m = 0;
   int64_t n = 0;
+  int64_t k = 0;
   int64_t tile_rows = 1;  // of the grid
   int64_t tile_columns = 1;
 
-  TileGrid(int64_t m, int64_t n) : m(m), n(n) {
-    const int64_t area = std::clamp(m * n / kTilesWanted, kTileAreaMin, kTileAreaMax);
-    while ((m / tile_rows) * (n / tile_columns) > area) {
-      (m / tile_rows >= n / tile_columns ? tile_rows : tile_columns) *= 2;
-    }
+  TileGrid(int64_t m, int64_t n, int64_t k) : m(m), n(n), k(k) {
+    while (should_cut()) (cuts_rows() ? tile_rows : tile_columns) *= 2;
   }
   int64_t count() const { return tile_rows * tile_columns; }
   static int64_t cut(int64_t size, int64_t tiles, int64_t tile) {
     const int64_t aligned = (size * tile / tiles + kTileAlign - 1) / kTileAlign * kTileAlign;
     return std::min(size, aligned);
   }
+
+ private:
+  bool cuts_rows() const { return m / tile_rows >= n / tile_columns; }
+  bool should_cut() const {
+    const int64_t rows = m / tile_rows, columns = n / tile_columns;
+    if (count() >= kTilesWanted && rows * columns <= kTileAreaMax) return false;
+    return std::max(rows, columns) >= 2 * kTileSideMin &&
+           rows * columns * k >= 2 * kTileProductsMin;
+  }
 };
 
 template <class T>
 void run_tile(const Product<T>& p, int64_t tile) {
-  const TileGrid grid(p.m, p.n);
+  const TileGrid grid(p.m, p.n, p.k);
   const int64_t i = tile / grid.tile_columns;
   const int64_t j = tile % grid.tile_columns;
   const int64_t row = TileGrid::cut(p.m, grid.tile_rows, i);
@@ -139,7 +148,8 @@ void run_products(const std::vector<Product<T>>& products) {
   std::vector<int64_t> first_tile(products.size() + 1, 0);
   for (size_t p = 0; p < products.size(); ++p) {
     check_sizes(products[p]);
-    first_tile[p + 1] = first_tile[p] + TileGrid(products[p].m, products[p].n).count();
+    const Product<T>& product = products[p];
+    first_tile[p + 1] = first_tile[p] + TileGrid(product.m, product.n, product.k).count();
   }
   const int64_t tiles = first_tile.back();
   if (tiles == 1) return run_tile(products[0], 0);

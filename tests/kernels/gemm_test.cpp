@@ -74,8 +74,10 @@ INSTANTIATE_TEST_SUITE_P(
                     GemmShape{13, 1, 7, true, false}, GemmShape{37, 41, 29, true, true},
                     GemmShape{64, 48, 96, false, true}, GemmShape{3, 5, 0, false, false},
                     GemmShape{0, 4, 4, false, true}, GemmShape{4, 0, 4, true, false},
-                    GemmShape{701, 523, 11, false, true},     // tiled
-                    GemmShape{1031, 1024, 3, true, false}));  // tiled
+                    GemmShape{701, 523, 23, false, true},    // tiled
+                    GemmShape{1031, 1024, 7, true, false},   // tiled
+                    GemmShape{1543, 80, 51, false, true},    // narrow, and tiled
+                    GemmShape{77, 1283, 61, true, false}));  // narrow, and tiled
 
 TEST(Gemm, BetaZeroOverwritesNaN) {
   TestContext ctx;
@@ -90,28 +92,30 @@ TEST(Gemm, BetaZeroOverwritesNaN) {
   }
 }
 
+// Broad and narrow outputs, as linear layers and their weight gradients have them.
 TEST(Gemm, BitsDoNotDependOnTheThreadCount) {
   TestContext ctx;
   const int before = num_threads();
-  for (const bool weight_gradient : {false, true}) {
-    const int64_t rows = 640;
-    Tensor a = normal({rows, weight_gradient ? 1100 : 300}, DType::f32, 1);
-    Tensor b = normal(weight_gradient ? Dims{rows, 700} : Dims{1100, 300}, DType::f32, 2);
+  for (const GemmShape s :
+       {GemmShape{640, 1100, 300, false, true}, GemmShape{1100, 700, 640, true, false},
+        GemmShape{2048, 80, 192, false, true}, GemmShape{80, 1536, 256, true, false},
+        GemmShape{256, 768, 1000, false, false}}) {
+    const Tensor a = normal(s.transpose_a ? Dims{s.k, s.m} : Dims{s.m, s.k}, DType::f32, 1);
+    const Tensor b = normal(s.transpose_b ? Dims{s.n, s.k} : Dims{s.k, s.n}, DType::f32, 2);
     Tensor results[3];
     const int threads[] = {1, 2, 5};
     for (int run = 0; run < 3; ++run) {
-      results[run] =
-          Tensor({weight_gradient ? 1100 : rows, weight_gradient ? 700 : 1100}, DType::f32);
+      results[run] = Tensor({s.m, s.n}, DType::f32);
       set_num_threads(threads[run]);
       gemm(ctx, {.a = a,
                  .b = b,
                  .c = results[run],
-                 .transpose_a = weight_gradient,
-                 .transpose_b = !weight_gradient});
+                 .transpose_a = s.transpose_a,
+                 .transpose_b = s.transpose_b});
       EXPECT_EQ(num_threads(), threads[run]) << "the caller's pool was changed";
     }
-    EXPECT_TRUE(bit_equal(results[0], results[1]));
-    EXPECT_TRUE(bit_equal(results[0], results[2]));
+    EXPECT_TRUE(bit_equal(results[0], results[1])) << s;
+    EXPECT_TRUE(bit_equal(results[0], results[2])) << s;
   }
   set_num_threads(before);
 }
