@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <numbers>
+#include <type_traits>
 
 namespace sluice::cpu {
 namespace {
@@ -70,15 +71,27 @@ void backward_row(const ActivationBackward& args, int64_t row) {
   }
 }
 
+// The rows of a tensor that is given for swiglu alone.
+template <class T, class View>
+auto optional_row(const View& view, int64_t row) {
+  return view ? view.template row<T>(row) : nullptr;
+}
+
 }  // namespace
 
 template <class T>
 void activation_forward(const ActivationForward& args) {
-  const int64_t rows = args.x.rows();
+  const int64_t rows = args.x.rows(), F = args.x.row_size();
 #pragma omp parallel for schedule(static)
   for (int64_t row = 0; row < rows; ++row) {
-    const T* const up = args.up ? args.up.row<T>(row) : nullptr;
-    forward_row(args.kind, args.x.row_size(), args.x.row<T>(row), up, args.y.row<T>(row));
+    const T* const x = args.x.row<T>(row);
+    const T* const up = optional_row<T>(args.up, row);
+    T* const y = args.y.row<T>(row);
+    if constexpr (std::is_same_v<T, float>) {
+      activation_forward_simd({.kind = args.kind, .F = F, .x = x, .up = up, .y = y});
+    } else {
+      forward_row(args.kind, F, x, up, y);
+    }
   }
 }
 
@@ -86,7 +99,19 @@ template <class T>
 void activation_backward(const ActivationBackward& args) {
   const int64_t rows = args.dy.rows();
 #pragma omp parallel for schedule(static)
-  for (int64_t row = 0; row < rows; ++row) backward_row<T>(args, row);
+  for (int64_t row = 0; row < rows; ++row) {
+    if constexpr (std::is_same_v<T, float>) {
+      activation_backward_simd({.kind = args.kind,
+                                .F = args.dy.row_size(),
+                                .dy = args.dy.row<float>(row),
+                                .x = args.x.row<float>(row),
+                                .up = optional_row<float>(args.up, row),
+                                .dx = args.dx.row<float>(row),
+                                .dup = optional_row<float>(args.dup, row)});
+    } else {
+      backward_row<T>(args, row);
+    }
+  }
 }
 
 template void activation_forward<float>(const ActivationForward&);

@@ -1,11 +1,8 @@
-// The formulas once, as loops over one group of one row. In float they are compiled for several
-// instruction sets, with the polynomial exp; in double they are the reference.
 #include "kernels/gated_rms_norm/gated_rms_norm_cpu.h"
 
 #include <algorithm>
 #include <cmath>
 
-#include "kernels/core/fast_math.h"
 #include "kernels/core/row_blocks.h"
 
 namespace sluice::cpu {
@@ -13,122 +10,58 @@ namespace sluice::cpu {
 namespace {
 
 template <class T>
-struct ForwardGroup {
-  const T* x = nullptr;
-  const T* z = nullptr;
-  const T* weight = nullptr;
-  T* y = nullptr;
-  int64_t width = 0;
-  double eps = 0;
-};
+T sigmoid(T z) {
+  return 1 / (1 + std::exp(-z));
+}
+
+// before: h = x silu(z) is normalised; after: h = x is, and then gated.
+template <class T>
+void forward_group(const GatedNormForwardGroup<T>& g) {
+  const bool before = g.gate == GateOrder::before;
+  T squares = 0;
+  for (int64_t i = 0; i < g.width; ++i) {
+    const T h = before ? g.x[i] * g.z[i] * sigmoid(g.z[i]) : g.x[i];
+    squares += h * h;
+  }
+  const T rstd = 1 / std::sqrt(squares / T(g.width) + T(g.eps));
+  for (int64_t i = 0; i < g.width; ++i) {
+    g.y[i] = g.weight[i] * g.x[i] * rstd * g.z[i] * sigmoid(g.z[i]);
+  }
+}
+void forward_group(const GatedNormForwardGroup<float>& group) { gated_norm_forward_simd(group); }
 
 template <class T>
-[[gnu::always_inline]] inline void gate_then_norm(const ForwardGroup<T>& g) {
-  double square = 0;
-#pragma omp simd reduction(+ : square)
+void backward_group(const GatedNormBackwardGroup<T>& g) {
+  const bool before = g.gate == GateOrder::before;
+  T squares = 0, dot = 0;  // of h, and of the gradient of n with h
   for (int64_t i = 0; i < g.width; ++i) {
-    const T h = g.x[i] * fast_silu(g.z[i]);
-    g.y[i] = h;
-    square += double(h) * h;
+    const T silu = g.z[i] * sigmoid(g.z[i]);
+    const T h = before ? g.x[i] * silu : g.x[i];
+    const T dn = g.weight[i] * g.dy[i] * (before ? T(1) : silu);
+    squares += h * h;
+    dot += dn * h;
   }
-  const T rstd = T(1 / std::sqrt(square / g.width + g.eps));
-#pragma omp simd
-  for (int64_t i = 0; i < g.width; ++i) g.y[i] = g.weight[i] * (g.y[i] * rstd);
-}
-
-template <class T>
-[[gnu::always_inline]] inline void norm_then_gate(const ForwardGroup<T>& g) {
-  double square = 0;
-#pragma omp simd reduction(+ : square)
-  for (int64_t i = 0; i < g.width; ++i) square += double(g.x[i]) * g.x[i];
-  const T rstd = T(1 / std::sqrt(square / g.width + g.eps));
-#pragma omp simd
+  const T rstd = 1 / std::sqrt(squares / T(g.width) + T(g.eps));
+  const T mean = dot * rstd / T(g.width);
   for (int64_t i = 0; i < g.width; ++i) {
-    g.y[i] = g.weight[i] * (g.x[i] * rstd) * fast_silu(g.z[i]);
-  }
-}
-
-template <class T>
-struct BackwardGroup {
-  const T* dy = nullptr;
-  const T* x = nullptr;
-  const T* z = nullptr;
-  const T* weight = nullptr;
-  T* dx = nullptr;
-  T* dz = nullptr;  // holds sigmoid(z) between the two passes
-  T* dweight = nullptr;
-  int64_t width = 0;
-  double eps = 0;
-};
-
-template <class T>
-[[gnu::always_inline]] inline void gate_then_norm_backward(const BackwardGroup<T>& g) {
-  double square = 0, dot = 0;  // of h, and of weight * dy with h
-#pragma omp simd reduction(+ : square, dot)
-  for (int64_t i = 0; i < g.width; ++i) {
-    const T sigmoid = fast_sigmoid(g.z[i]);
-    const T h = g.x[i] * (g.z[i] * sigmoid);
-    g.dz[i] = sigmoid;
-    square += double(h) * h;
-    dot += double(g.weight[i] * g.dy[i]) * h;
-  }
-  const double rstd64 = 1 / std::sqrt(square / g.width + g.eps);
-  const T rstd = T(rstd64), mean = T(dot * rstd64 / g.width);
-#pragma omp simd
-  for (int64_t i = 0; i < g.width; ++i) {
-    const T dy = g.dy[i], x = g.x[i], z = g.z[i], sigmoid = g.dz[i];
-    const T silu = z * sigmoid;
-    const T n = x * silu * rstd;
-    const T dh = rstd * (g.weight[i] * dy - n * mean);
-    g.dweight[i] += dy * n;
-    g.dx[i] = dh * silu;
-    g.dz[i] = dh * x * silu_slope(z, sigmoid);
+    const T s = sigmoid(g.z[i]), silu = g.z[i] * s;
+    const T slope = s * (1 + g.z[i] * (1 - s));
+    const T dy = g.dy[i], x = g.x[i], weighted = g.weight[i] * dy;
+    if (before) {
+      const T n = x * silu * rstd;
+      const T dh = rstd * (weighted - n * mean);
+      g.dweight[i] += dy * n;
+      g.dz[i] = dh * x * slope;
+      g.dx[i] = dh * silu;
+    } else {
+      const T n = x * rstd;
+      g.dweight[i] += dy * n * silu;
+      g.dz[i] = weighted * n * slope;
+      g.dx[i] = rstd * (weighted * silu - n * mean);
+    }
   }
 }
-
-template <class T>
-[[gnu::always_inline]] inline void norm_then_gate_backward(const BackwardGroup<T>& g) {
-  double square = 0, dot = 0;  // of x, and of weight * dy * silu with x
-#pragma omp simd reduction(+ : square, dot)
-  for (int64_t i = 0; i < g.width; ++i) {
-    const T sigmoid = fast_sigmoid(g.z[i]);
-    g.dz[i] = sigmoid;
-    square += double(g.x[i]) * g.x[i];
-    dot += double(g.weight[i] * g.dy[i] * (g.z[i] * sigmoid)) * g.x[i];
-  }
-  const double rstd64 = 1 / std::sqrt(square / g.width + g.eps);
-  const T rstd = T(rstd64), mean = T(dot * rstd64 / g.width);
-#pragma omp simd
-  for (int64_t i = 0; i < g.width; ++i) {
-    const T dy = g.dy[i], z = g.z[i], sigmoid = g.dz[i];
-    const T silu = z * sigmoid;
-    const T n = g.x[i] * rstd;
-    g.dweight[i] += dy * n * silu;
-    g.dx[i] = rstd * (g.weight[i] * dy * silu - n * mean);
-    g.dz[i] = g.weight[i] * dy * n * silu_slope(z, sigmoid);
-  }
-}
-
-// (Under GCC 12's ThreadSanitizer the resolver of clones crashes.)
-#ifndef __SANITIZE_THREAD__
-[[gnu::target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")]]
-#endif
-void forward_group(const ForwardGroup<float>& group, GateOrder order) {
-  order == GateOrder::before ? gate_then_norm(group) : norm_then_gate(group);
-}
-void forward_group(const ForwardGroup<double>& group, GateOrder order) {
-  order == GateOrder::before ? gate_then_norm(group) : norm_then_gate(group);
-}
-
-#ifndef __SANITIZE_THREAD__
-[[gnu::target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")]]
-#endif
-void backward_group(const BackwardGroup<float>& group, GateOrder order) {
-  order == GateOrder::before ? gate_then_norm_backward(group) : norm_then_gate_backward(group);
-}
-void backward_group(const BackwardGroup<double>& group, GateOrder order) {
-  order == GateOrder::before ? gate_then_norm_backward(group) : norm_then_gate_backward(group);
-}
+void backward_group(const GatedNormBackwardGroup<float>& group) { gated_norm_backward_simd(group); }
 
 }  // namespace
 
@@ -138,13 +71,13 @@ void gated_rms_norm_forward(const GatedRmsNormForward& args) {
 #pragma omp parallel for schedule(static)
   for (int64_t row = 0; row < rows; ++row) {
     for (int64_t first = 0; first < args.x.row_size(); first += width) {
-      forward_group(ForwardGroup<T>{.x = args.x.row<T>(row) + first,
-                                    .z = args.z.row<T>(row) + first,
-                                    .weight = args.weight.as<T>() + first,
-                                    .y = args.y.row<T>(row) + first,
-                                    .width = width,
-                                    .eps = args.eps},
-                    args.gate);
+      forward_group(GatedNormForwardGroup<T>{.x = args.x.row<T>(row) + first,
+                                             .z = args.z.row<T>(row) + first,
+                                             .weight = args.weight.as<T>() + first,
+                                             .y = args.y.row<T>(row) + first,
+                                             .width = width,
+                                             .gate = args.gate,
+                                             .eps = args.eps});
     }
   }
 }
@@ -159,16 +92,16 @@ void gated_rms_norm_backward(const GatedRmsNormBackward& args, TensorView partia
     std::fill_n(partial, E, T(0));
     for (int64_t row = blocks.begin(block); row < blocks.end(block); ++row) {
       for (int64_t first = 0; first < E; first += width) {
-        backward_group(BackwardGroup<T>{.dy = args.dy.row<T>(row) + first,
-                                        .x = args.x.row<T>(row) + first,
-                                        .z = args.z.row<T>(row) + first,
-                                        .weight = args.weight.as<T>() + first,
-                                        .dx = args.dx.row<T>(row) + first,
-                                        .dz = args.dz.row<T>(row) + first,
-                                        .dweight = partial + first,
-                                        .width = width,
-                                        .eps = args.eps},
-                       args.gate);
+        backward_group(GatedNormBackwardGroup<T>{.dy = args.dy.row<T>(row) + first,
+                                                 .x = args.x.row<T>(row) + first,
+                                                 .z = args.z.row<T>(row) + first,
+                                                 .weight = args.weight.as<T>() + first,
+                                                 .dx = args.dx.row<T>(row) + first,
+                                                 .dz = args.dz.row<T>(row) + first,
+                                                 .dweight = partial + first,
+                                                 .width = width,
+                                                 .gate = args.gate,
+                                                 .eps = args.eps});
       }
     }
   }

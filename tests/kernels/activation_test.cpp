@@ -137,12 +137,50 @@ TEST(Activation, LargeArgumentsSaturate) {
   }
 }
 
-// A NaN must reach the loss, also through the branch of relu2.
+Tensor ones(int64_t size, DType dtype) {
+  Tensor tensor({1, size}, dtype);
+  tensor.fill(1);
+  return tensor;
+}
+
+// Every element, not just the norm: small values in the tails count where gradients are small.
+TEST(Activation, FloatIsAccurateElementByElement) {
+  constexpr int64_t kPoints = 3001;
+  TestContext ctx;
+  Tensor x({1, kPoints}, DType::f32), x64({1, kPoints}, DType::f64);
+  for (int64_t i = 0; i < kPoints; ++i) {
+    x.set(i, -9 + 18 * double(i) / (kPoints - 1));
+    x64.set(i, x.get(i));
+  }
+  for (const Activation kind : {Activation::swiglu, Activation::relu2, Activation::gelu}) {
+    const Tensor up = ones(kPoints, DType::f32), up64 = ones(kPoints, DType::f64);
+    const bool gated = kind == Activation::swiglu;
+    Tensor y({1, kPoints}, DType::f32), y64({1, kPoints}, DType::f64);
+    activation_forward(
+        ctx, {.kind = kind, .x = x, .up = gated ? ConstTensorView(up) : ConstTensorView{}, .y = y});
+    activation_forward(ctx, {.kind = kind,
+                             .x = x64,
+                             .up = gated ? ConstTensorView(up64) : ConstTensorView{},
+                             .y = y64});
+    for (int64_t i = 0; i < kPoints; ++i) {
+      const double square = x.get(i) * x.get(i);
+      ASSERT_NEAR(y.get(i), y64.get(i), (8e-7 + 6e-8 * square) * std::abs(y64.get(i)))
+          << enum_names(kind)[int(kind)] << " of " << x.get(i);
+    }
+  }
+}
+
+// A NaN must reach the loss, also through branches and bounds, in vectors and after them.
 TEST(Activation, NansPass) {
   TestContext ctx;
-  Tensor x({1, 1}, DType::f32), y = zeros({1, 1}, DType::f32);  // x is NaN
-  activation_forward(ctx, {.kind = Activation::relu2, .x = x, .y = y});
-  EXPECT_TRUE(std::isnan(y.get(0)));
+  const Tensor x({1, 19}, DType::f32), given = ones(19, DType::f32);  // x is NaN
+  for (const Activation kind : {Activation::swiglu, Activation::relu2, Activation::gelu}) {
+    const ConstTensorView up =
+        kind == Activation::swiglu ? ConstTensorView(given) : ConstTensorView{};
+    Tensor y = zeros({1, 19}, DType::f32);
+    activation_forward(ctx, {.kind = kind, .x = x, .up = up, .y = y});
+    for (const double value : y.values()) EXPECT_TRUE(std::isnan(value));
+  }
 }
 
 TEST(Activation, NamesAndRefusals) {
