@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """sluice-bench's interface: exit codes, the JSON lines, and rates that follow from the times.
 
-    bench_test.py PATH_OF_SLUICE_BENCH
+    bench_test.py PATH_OF_SLUICE_BENCH [PATH_OF_ITS_AVX2_TWIN]
 """
 import json
 import subprocess
@@ -9,10 +9,11 @@ import sys
 import unittest
 
 BENCH = None
+AVX2_BENCH = None
 
 
-def bench(*arguments):
-    return subprocess.run([BENCH, *arguments], capture_output=True, text=True, timeout=120)
+def bench(*arguments, program=None):
+    return subprocess.run([program or BENCH, *arguments], capture_output=True, text=True, timeout=120)
 
 
 class Bench(unittest.TestCase):
@@ -27,8 +28,9 @@ class Bench(unittest.TestCase):
         # Seven floats a parameter, in the time of the one pass.
         expected = 28e-12 * adamw["n"] / (1e-3 * adamw["fwd_ms"])
         self.assertAlmostEqual(adamw["tb_s"] / expected, 1, places=9)
-        copy = ceilings["first"]["tb_s"]
-        self.assertAlmostEqual(adamw["of_copy"] / (adamw["tb_s"] / copy), 1, places=9)
+        for line in (norm, adamw):
+            self.assertAlmostEqual(line["of_copy"], line["tb_s"] / line["copy_tb_s"], places=9)
+        self.assertGreater(ceilings["first"]["tb_s"], 0)
         self.assertGreater(ceilings["last"]["tflops"], 0)
 
     def test_table(self):
@@ -37,6 +39,13 @@ class Bench(unittest.TestCase):
         head, row, ceilings = result.stdout.splitlines()
         self.assertTrue(head.startswith("op") and row.startswith("norm"))
         self.assertIn("1 threads", ceilings)
+
+    def test_the_twin_runs_clones_without_avx512(self):
+        if AVX2_BENCH is None:
+            self.skipTest("built without it")
+        result = bench("--json", "--ops", "norm", program=AVX2_BENCH)
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertIn(json.loads(result.stdout.splitlines()[-1])["clones"], ("x86-64-v3", "x86-64"))
 
     def test_bad_usage_leaves_with_2(self):
         result = bench("--ops", "nrom")
@@ -54,4 +63,5 @@ class Bench(unittest.TestCase):
 
 if __name__ == "__main__":
     BENCH = sys.argv.pop(1)
+    AVX2_BENCH = sys.argv.pop(1) if len(sys.argv) > 1 else None
     unittest.main()

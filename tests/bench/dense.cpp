@@ -39,7 +39,9 @@ class Copy final : public Workload {
       : bytes_(bytes), x_(zeros({bytes}, DType::u8)), y_(zeros({bytes}, DType::u8)) {}
 
   void forward(const Context& ctx) override {
-    if (ctx.counting()) return;
+    if (!ctx.counting()) peer();
+  }
+  void peer() override {
     constexpr int64_t kBlock = int64_t{4} << 20;
     const uint8_t* const x = x_.as<uint8_t>();
     uint8_t* const y = y_.as<uint8_t>();
@@ -55,12 +57,20 @@ class Copy final : public Workload {
 };
 
 // OpenBLAS as its users call it: the whole product at once, with all threads.
-void openblas(const ConstTensorView& x, const ConstTensorView& weight, const TensorView& y) {
+//   C = op(A) op(B) + beta C
+struct Product {
+  ConstTensorView a = {}, b = {};
+  TensorView c = {};
+  bool transpose_a = false, transpose_b = false;
+  float beta = 0;
+};
+void openblas(const Product& p) {
   const int threads = num_threads();
   openblas_set_num_threads(threads);
-  cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, int(y.dim(0)), int(y.dim(1)), int(x.dim(1)),
-              1, x.as<float>(), int(x.row_stride), weight.as<float>(), int(weight.row_stride), 0,
-              y.as<float>(), int(y.row_stride));
+  cblas_sgemm(CblasRowMajor, p.transpose_a ? CblasTrans : CblasNoTrans,
+              p.transpose_b ? CblasTrans : CblasNoTrans, int(p.c.dim(0)), int(p.c.dim(1)),
+              int(p.a.dim(p.transpose_a ? 0 : 1)), 1, p.a.as<float>(), int(p.a.row_stride),
+              p.b.as<float>(), int(p.b.row_stride), p.beta, p.c.as<float>(), int(p.c.row_stride));
   set_num_threads(threads);
 }
 
@@ -82,7 +92,11 @@ class Linear final : public Workload {
     gemm(ctx, {.a = dy_, .b = weight_, .c = dx_});
     gemm(ctx, {.a = dy_, .b = x_, .c = dweight_, .transpose_a = true, .beta = 1});
   }
-  void peer() override { openblas(x_, weight_, y_); }
+  void peer() override {
+    openblas({.a = x_, .b = weight_, .c = y_, .transpose_b = true});
+    openblas({.a = dy_, .b = weight_, .c = dx_});
+    openblas({.a = dy_, .b = x_, .c = dweight_, .transpose_a = true, .beta = 1});
+  }
 
  private:
   TensorView x_, weight_, y_, dy_, dx_, dweight_;
@@ -92,8 +106,9 @@ class OpenBlas final : public Workload {
  public:
   explicit OpenBlas(int64_t n) : x_(uniform({n, n})), weight_(uniform({n, n})), y_(zeros({n, n})) {}
   void forward(const Context& ctx) override {
-    if (!ctx.counting()) openblas(x_, weight_, y_);
+    if (!ctx.counting()) peer();
   }
+  void peer() override { openblas({.a = x_, .b = weight_, .c = y_, .transpose_b = true}); }
 
  private:
   TensorView x_, weight_, y_;
@@ -117,7 +132,8 @@ class Xent final : public Workload {
         losses_(zeros({1, T})),
         loss_sum_(zeros({1}, DType::f64)),
         dhidden_(zeros({1, T, D})),
-        dweight_(zeros({V, D})) {}
+        dweight_(zeros({V, D})),
+        logits_(zeros({T, V})) {}
 
   void forward(const Context& ctx) override {
     linear_xent_forward(ctx, {.hidden = hidden_,
@@ -135,9 +151,15 @@ class Xent final : public Workload {
                                        .dhidden = dhidden_,
                                        .dweight = dweight_});
   }
+  // The products alone.
+  void peer() override {
+    openblas({.a = hidden_.matrix(), .b = weight_, .c = logits_, .transpose_b = true});
+    openblas({.a = logits_, .b = weight_, .c = dhidden_.matrix()});
+    openblas({.a = logits_, .b = hidden_.matrix(), .c = dweight_, .transpose_a = true, .beta = 1});
+  }
 
  private:
-  TensorView hidden_, weight_, targets_, losses_, loss_sum_, dhidden_, dweight_;
+  TensorView hidden_, weight_, targets_, losses_, loss_sum_, dhidden_, dweight_, logits_;
 };
 
 class Adam final : public Workload {
@@ -192,6 +214,7 @@ Family xent_family() {
                      .passes = Passes::forward_and_fused,
                      .forward = {.flops = flops},
                      .backward = {.flops = 2 * flops},
+                     .has_peer = true,
                      .make = [=] { return std::make_unique<Xent>(T, D, V); }}}};
 }
 

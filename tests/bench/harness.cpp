@@ -21,24 +21,41 @@ double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
-Timing time_runs(const std::function<void(int64_t)>& run) {
-  run(0);  // warm-up
-  std::vector<double> ms;
-  double total = 0;
-  while (true) {
-    const Clock::time_point start = Clock::now();
-    run(int64_t(ms.size()) + 1);
-    const double seconds = seconds_since(start);
-    total += seconds;
-    ms.push_back(1e3 * seconds);
-    const int64_t runs = int64_t(ms.size());
-    if (runs >= kMostRuns || total >= kMostSeconds) break;
-    if (runs >= kEnoughRuns && total >= kEnoughSeconds) break;
-  }
+Timing timing_of(std::vector<double> ms) {
   std::sort(ms.begin(), ms.end());
   const auto percentile = [&](double share) { return ms[size_t(share * double(ms.size() - 1))]; };
   const double median = percentile(0.5);
   return {.median_ms = median, .spread = (percentile(0.9) - percentile(0.1)) / median};
+}
+
+// One pass over some workload's copies, one after the other.
+struct Turn {
+  std::function<void(Workload&)> pass;
+  Copies* copies = nullptr;
+  std::optional<Timing>* timing = nullptr;
+  std::vector<double> ms = {};
+
+  // Returns the seconds it took.
+  double take(int64_t run) {
+    Workload& workload = *(*copies)[size_t(run) % copies->size()];
+    const Clock::time_point start = Clock::now();
+    pass(workload);
+    const double seconds = seconds_since(start);
+    ms.push_back(1e3 * seconds);
+    return seconds;
+  }
+};
+
+void take_turns(std::vector<Turn> turns) {
+  double total = 0;
+  for (int64_t round = 0; round < kMostRuns; ++round) {
+    for (size_t i = 0; i < turns.size(); ++i) {
+      total += turns[i].take(round * int64_t(turns.size()) + int64_t(i));
+    }
+    const double seconds = total / double(turns.size());
+    if (seconds >= kMostSeconds || (round + 1 >= kEnoughRuns && seconds >= kEnoughSeconds)) break;
+  }
+  for (Turn& turn : turns) *turn.timing = timing_of(std::move(turn.ms));
 }
 
 void run_passes(Workload& workload, const Context& ctx, Passes passes) {
@@ -63,6 +80,22 @@ size_t scratch_bytes(Workload& workload, Passes passes) {
   return scratch.peak();
 }
 
+Copies make_copies(const Case& c) {
+  Copies copies;
+  copies.push_back(c.make());
+  const size_t bytes = std::max<size_t>(1, copies[0]->bytes());
+  while (copies.size() * bytes < rotation_bytes()) copies.push_back(c.make());
+  return copies;
+}
+
+Ceilings ceilings_of(const Case& copy, const std::optional<Timing>& copy_time, const Case& gemm,
+                     const std::optional<Timing>& gemm_time) {
+  Ceilings ceilings;
+  if (copy_time) ceilings.copy_bytes_per_s = copy.forward.bytes / (1e-3 * copy_time->median_ms);
+  if (gemm_time) ceilings.gemm_flops_per_s = gemm.forward.flops / (1e-3 * gemm_time->median_ms);
+  return ceilings;
+}
+
 }  // namespace
 
 size_t rotation_bytes() {
@@ -71,20 +104,29 @@ size_t rotation_bytes() {
   return std::min(2 * one, kMostRotation);
 }
 
-Result measure(const std::string& op, const Case& c, const Ceilings& ceilings) {
-  std::vector<std::unique_ptr<Workload>> copies;
-  copies.push_back(c.make());
-  const size_t bytes = std::max<size_t>(1, copies[0]->bytes());
-  while (copies.size() * bytes < rotation_bytes()) copies.push_back(c.make());
+Harness::Harness()
+    : copy_case_(copy_ceiling()),
+      gemm_case_(gemm_ceiling()),
+      copy_(make_copies(copy_case_)),
+      gemm_(make_copies(gemm_case_)) {}
 
+Ceilings Harness::measure_ceilings() {
+  std::optional<Timing> copy, gemm;
+  const auto forward = [](Workload& w) { w.peer(); };
+  for (const auto& w : copy_) forward(*w);
+  for (const auto& w : gemm_) forward(*w);
+  take_turns({{.pass = forward, .copies = &copy_, .timing = &copy},
+              {.pass = forward, .copies = &gemm_, .timing = &gemm}});
+  return ceilings_of(copy_case_, copy, gemm_case_, gemm);
+}
+
+Result Harness::measure(const std::string& op, const Case& c) {
+  Copies copies = make_copies(c);
   Arena saved("saved", 0, kCpu);
   Arena scratch("scratch", scratch_bytes(*copies[0], c.passes), kCpu);
   const Context ctx{.device = kCpu, .stream = {}, .saved = &saved, .scratch = &scratch, .rng = {}};
   for (const auto& copy : copies) run_passes(*copy, ctx, c.passes);  // warm, and ready for backward
 
-  const auto rotate = [&](auto&& pass) {
-    return time_runs([&](int64_t run) { pass(*copies[size_t(run) % copies.size()]); });
-  };
   Result result{.op = op,
                 .shape = c.shape,
                 .forward = c.forward,
@@ -95,23 +137,25 @@ Result measure(const std::string& op, const Case& c, const Ceilings& ceilings) {
                 .bwd = {},
                 .fwdbwd = {},
                 .peer = {},
-                .ceilings = ceilings};
-  result.fwd = rotate([&](Workload& w) { w.forward(ctx); });
-  if (c.passes == Passes::forward_and_backward) {
-    result.bwd = rotate([&](Workload& w) { w.backward(ctx); });
-  }
-  if (c.passes != Passes::forward) {
-    result.fwdbwd = rotate([&](Workload& w) { w.forward_backward(ctx); });
-  }
-  if (c.has_peer) result.peer = rotate([](Workload& w) { w.peer(); });
+                .ceilings = {}};
+  std::optional<Timing> copy_time, gemm_time;
+  const auto peer = [](Workload& w) { w.peer(); };
+  std::vector<Turn> turns = {
+      {.pass = [&](Workload& w) { w.forward(ctx); }, .copies = &copies, .timing = &result.fwd}};
+  const auto add = [&](bool wanted, Turn turn) {
+    if (wanted) turns.push_back(std::move(turn));
+  };
+  add(c.passes == Passes::forward_and_backward,
+      {.pass = [&](Workload& w) { w.backward(ctx); }, .copies = &copies, .timing = &result.bwd});
+  add(c.passes != Passes::forward, {.pass = [&](Workload& w) { w.forward_backward(ctx); },
+                                    .copies = &copies,
+                                    .timing = &result.fwdbwd});
+  add(c.has_peer, {.pass = peer, .copies = &copies, .timing = &result.peer});
+  add(result.both.bytes > 0, {.pass = peer, .copies = &copy_, .timing = &copy_time});
+  add(result.both.flops > 0, {.pass = peer, .copies = &gemm_, .timing = &gemm_time});
+  take_turns(std::move(turns));
+  result.ceilings = ceilings_of(copy_case_, copy_time, gemm_case_, gemm_time);
   return result;
-}
-
-Ceilings measure_ceilings() {
-  const Result copy = measure("copy", copy_ceiling(), {});
-  const Result gemm = measure("gemm", gemm_ceiling(), {});
-  return {.copy_bytes_per_s = copy.forward.bytes / (1e-3 * copy.fwd->median_ms),
-          .gemm_flops_per_s = gemm.forward.flops / (1e-3 * gemm.fwd->median_ms)};
 }
 
 }  // namespace sluice::bench

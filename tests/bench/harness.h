@@ -1,4 +1,5 @@
-// Times workloads: warm-up, then repetitions over rotating copies, medians.
+// Times workloads: warm-up, then repetitions over rotating copies, medians. The ceilings take their
+// turns among the repetitions, so that a share holds whatever else the machine does meanwhile.
 #pragma once
 
 #include <optional>
@@ -14,6 +15,7 @@ struct Timing {
   double spread = 0;  // (90th percentile - 10th) / median
 };
 
+// What a copy and OpenBLAS reach; 0: not measured.
 struct Ceilings {
   double copy_bytes_per_s = 0;
   double gemm_flops_per_s = 0;
@@ -28,14 +30,24 @@ struct Result {
   std::optional<Timing> bwd;
   std::optional<Timing> fwdbwd;
   std::optional<Timing> peer;
-  Ceilings ceilings;
+  Ceilings ceilings;  // in turns with this operator; copy for what moves bytes, gemm for flops
 
   // What rates are taken from: forward and backward together, if there is a backward.
   const Timing& whole() const { return fwdbwd ? *fwdbwd : *fwd; }
 };
 
-Ceilings measure_ceilings();
-Result measure(const std::string& op, const Case& c, const Ceilings& ceilings);
+using Copies = std::vector<std::unique_ptr<Workload>>;
+
+class Harness {
+ public:
+  Harness();
+  Ceilings measure_ceilings();
+  Result measure(const std::string& op, const Case& c);
+
+ private:
+  Case copy_case_, gemm_case_;
+  Copies copy_, gemm_;
+};
 
 // What is rotated over: twice the last-level cache, within reason.
 size_t rotation_bytes();

@@ -19,19 +19,20 @@ void print(const std::string& text) {
 
 void run(const std::vector<Family>& families, bool steps, bool json) {
   const int threads = num_threads();
-  const Ceilings first = measure_ceilings();
+  Harness harness;
+  const Ceilings first = harness.measure_ceilings();
   if (!json) print(table_head());
   for (const Family& family : families) {
     for (const Case& c : family.cases) {
-      const Result result = measure(family.name, c, first);
+      const Result result = harness.measure(family.name, c);
       print(json ? json_line(result, threads) : table_row(result));
     }
   }
   for (const StepCase& step : steps ? step_cases() : std::vector<StepCase>{}) {
-    const StepResult result = measure_step(step, first);
+    const StepResult result = measure_step(step, harness.measure_ceilings());
     print(json ? json_line(result, threads) : table_row(result));
   }
-  const Ceilings last = measure_ceilings();
+  const Ceilings last = harness.measure_ceilings();
   print(json ? json_ceilings(first, last, threads) : table_ceilings(first, last, threads));
 }
 

@@ -30,6 +30,17 @@ Json ceilings_object(const Ceilings& ceilings) {
           {"tflops", ceilings.gemm_flops_per_s * 1e-12}};
 }
 
+// Of x86-64, for which the operators' loops run; "none" where there are no such clones.
+const char* clone_level() {
+#if defined(__x86_64__) && !defined(__SANITIZE_THREAD__)
+  if (__builtin_cpu_supports("x86-64-v4")) return "x86-64-v4";
+  if (__builtin_cpu_supports("x86-64-v3")) return "x86-64-v3";
+  return "x86-64";
+#else
+  return "none";
+#endif
+}
+
 }  // namespace
 
 std::string json_line(const Result& result, int num_threads) {
@@ -44,11 +55,13 @@ std::string json_line(const Result& result, int num_threads) {
   if (result.both.bytes > 0) {
     const double bytes_per_s = per_second(result.both.bytes, whole);
     line["tb_s"] = bytes_per_s * 1e-12;
+    line["copy_tb_s"] = result.ceilings.copy_bytes_per_s * 1e-12;
     line["of_copy"] = bytes_per_s / result.ceilings.copy_bytes_per_s;
   }
   if (result.both.flops > 0) {
     const double flops_per_s = per_second(result.both.flops, whole);
     line["tflops"] = flops_per_s * 1e-12;
+    line["gemm_tflops"] = result.ceilings.gemm_flops_per_s * 1e-12;
     line["of_gemm"] = flops_per_s / result.ceilings.gemm_flops_per_s;
   }
   if (result.forward.updates > 0) {
@@ -59,7 +72,7 @@ std::string json_line(const Result& result, int num_threads) {
   }
   if (result.peer) {
     line["peer_ms"] = result.peer->median_ms;
-    line["of_peer"] = result.peer->median_ms / result.fwd->median_ms;
+    line["of_peer"] = result.peer->median_ms / whole.median_ms;
   }
   return line.dump() + "\n";
 }
@@ -67,6 +80,7 @@ std::string json_line(const Result& result, int num_threads) {
 std::string json_ceilings(const Ceilings& first, const Ceilings& last, int num_threads) {
   const Json line{{"op", "ceilings"},
                   {"threads", num_threads},
+                  {"clones", clone_level()},
                   {"first", ceilings_object(first)},
                   {"last", ceilings_object(last)}};
   return line.dump() + "\n";
@@ -95,15 +109,14 @@ std::string table_row(const Result& result) {
       share(result.both.bytes, result.ceilings.copy_bytes_per_s, whole),
       rate(result.both.flops, 1e9, whole),
       share(result.both.flops, result.ceilings.gemm_flops_per_s, whole), updates,
-      result.peer ? fmt::format("{:.0f}%", 100 * result.peer->median_ms / result.fwd->median_ms)
-                  : "-");
+      result.peer ? fmt::format("{:.0f}%", 100 * result.peer->median_ms / whole.median_ms) : "-");
 }
 
 std::string table_ceilings(const Ceilings& first, const Ceilings& last, int num_threads) {
   return fmt::format(
-      "ceilings with {} threads, first and last: copy {:.1f} and {:.1f} GB/s, "
+      "{} threads, clones for {}; ceilings, first and last: copy {:.1f} and {:.1f} GB/s, "
       "OpenBLAS sgemm {:.1f} and {:.1f} GFLOP/s\n",
-      num_threads, first.copy_bytes_per_s * 1e-9, last.copy_bytes_per_s * 1e-9,
+      num_threads, clone_level(), first.copy_bytes_per_s * 1e-9, last.copy_bytes_per_s * 1e-9,
       first.gemm_flops_per_s * 1e-9, last.gemm_flops_per_s * 1e-9);
 }
 

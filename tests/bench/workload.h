@@ -29,7 +29,7 @@ class Workload {
   virtual void backward(const Context& ctx);
   // Operators that fuse the two override it.
   virtual void forward_backward(const Context& ctx);
-  // The same forward by another library, if there is one to compare with.
+  // The same, forward and any backward, by another library, if there is one to compare with.
   virtual void peer() {}
   size_t bytes() const;
 
@@ -71,6 +71,7 @@ Family copy_family();
 Family gemm_family();
 Family norm_family();
 Family gated_norm_family();
+Family activation_family();
 Family conv_family();
 Family scan_family();
 Family ssd_family();
