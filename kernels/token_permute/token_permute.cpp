@@ -33,6 +33,8 @@ void token_index(const Context& ctx, const TokenIndex& args) {
   expect("slot", args.slot, {B, T, k}, DType::i32, ctx.device);
   expect("source", args.source, {B * T * k}, DType::i32, ctx.device);
   expect("offsets", args.offsets, {X + 1}, DType::i64, ctx.device);
+  if (args.before) expect("before", args.before, {B, X}, args.before.dtype, ctx.device);
+  if (args.kept) expect("kept", args.kept, {X}, DType::i32, ctx.device);
   const ArenaScope scope(*ctx.scratch);
   const TensorView cursor = ctx.scratch->alloc({X}, DType::i64);
   const TensorView taken = ctx.scratch->alloc({X}, DType::i64);

@@ -8,7 +8,7 @@
 //
 // With a capacity, expert e keeps the first `capacity` of its entries in each row of the batch, in
 // token order (Lepikhin et al., "GShard", 2020); per row, so that no layout changes what is
-// dropped.
+// dropped: where earlier tokens of a row are on other ranks, `before` tells what they chose.
 //
 // B batch, T tokens on this rank, k choices of a token, X experts, D model
 #pragma once
@@ -19,9 +19,12 @@ namespace sluice {
 
 struct TokenIndex {
   ConstTensorView experts = {};  // (B, T, k) i32, in [0, X)
+  ConstTensorView before = {};   // (B, X) f32 or f64: a row's choices of e before its tokens here;
+                                 // optional: none
   TensorView slot = {};          // (B, T, k) i32
   TensorView source = {};        // (B*T*k) i32, filled up to offsets[X]
   TensorView offsets = {};       // (X + 1) i64
+  TensorView kept = {};          // (X) i32: kept entries of every expert; optional
   int64_t capacity = 0;          // entries an expert takes from one row; 0: all
 };
 void token_index(const Context& ctx, const TokenIndex& args);

@@ -2,17 +2,31 @@
 
 #include <algorithm>
 
+#include "kernels/core/dispatch.h"
+
 namespace sluice::cpu {
 namespace {
+
+// taken[e] = entries of expert e in row b before this rank's tokens. With a capacity, those that
+// were dropped count too: once there is no room, there is none for the rest of the row.
+void start_row(const TokenIndex& args, int64_t b, int64_t* taken) {
+  const int64_t X = args.offsets.numel() - 1;
+  if (!args.before) {
+    std::fill_n(taken, X, int64_t{0});
+    return;
+  }
+  dispatch_float(args.before.dtype, [&]<class T>() {
+    for (int64_t e = 0; e < X; ++e) taken[e] = int64_t(args.before.row<T>(b)[e]);
+  });
+}
 
 // Calls entry(t, j, expert, kept) for every entry in order. Kept are the first `capacity` entries
 // of an expert in each row of the batch.
 template <class Entry>
 void for_each_entry(const TokenIndex& args, int64_t* taken, Entry&& entry) {
   const int64_t tokens = args.experts.dim(1), k = args.experts.dim(2);
-  const int64_t X = args.offsets.numel() - 1;
   for (int64_t t = 0; t < args.experts.rows(); ++t) {
-    if (t % tokens == 0) std::fill_n(taken, X, int64_t{0});
+    if (t % tokens == 0) start_row(args, t / tokens, taken);
     for (int64_t j = 0; j < k; ++j) {
       const int32_t expert = args.experts.row<int32_t>(t)[j];
       const bool kept = args.capacity == 0 || taken[expert] < args.capacity;
@@ -37,6 +51,7 @@ void token_index(const TokenIndex& args, TensorView cursor_view, TensorView take
   offsets[0] = 0;
   for (int64_t e = 0; e < X; ++e) {
     offsets[e + 1] = offsets[e] + cursor[e];
+    if (args.kept) args.kept.as<int32_t>()[e] = int32_t(cursor[e]);
     cursor[e] = offsets[e];
   }
   for_each_entry(args, taken, [&](int64_t t, int64_t j, int32_t expert, bool kept) {

@@ -20,6 +20,16 @@ void check_options(const RouterOptions& options, int64_t X) {
                options.top_k);
 }
 
+void check_chosen(const TensorView& experts, int64_t X) {
+  for (int64_t t = 0; t < experts.rows(); ++t) {
+    for (int64_t j = 0; j < experts.row_size(); ++j) {
+      const int32_t expert = experts.row<int32_t>(t)[j];
+      SLUICE_CHECK(expert >= 0 && expert < X, "chosen expert ", expert, " of token ", t,
+                   " is outside [0, ", X, ")");
+    }
+  }
+}
+
 }  // namespace
 
 std::span<const char* const> enum_names(RouterScore) {
@@ -38,6 +48,7 @@ void topk_router_forward(const Context& ctx, const TopkRouterForward& args) {
   expect("weights", args.weights, {B, T, k}, dtype, ctx.device);
   if (ctx.counting()) return;
   if (!ctx.device.is_cpu()) fail_no_cuda("topk_router_forward");
+  if (args.chosen) check_chosen(args.experts, X);
   dispatch_float(dtype, [&]<class Float>() { cpu::topk_router_forward<Float>(args); });
 }
 

@@ -45,6 +45,7 @@ struct TopkRouterForward {
   TensorView experts = {};      // (B, T, k) i32, in descending order of choice
   TensorView weights = {};      // (B, T, k) statistics dtype
   RouterOptions options = {};
+  bool chosen = false;  // experts holds the choice already: the weights alone are computed
 };
 void topk_router_forward(const Context& ctx, const TopkRouterForward& args);
 

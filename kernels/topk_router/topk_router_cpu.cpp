@@ -147,7 +147,7 @@ void topk_router_forward(const TopkRouterForward& args) {
       int32_t* const experts = args.experts.row<int32_t>(t);
       T* const weights = args.weights.row<T>(t);
       scores(options.score, args.logits.row<T>(t), X, p.data());
-      chooser.choose(p.data(), bias, experts);
+      if (!args.chosen) chooser.choose(p.data(), bias, experts);
       const T factor = T(options.scale) / divisor(options, p.data(), experts);
       for (int64_t j = 0; j < options.top_k; ++j) weights[j] = p[experts[j]] * factor;
     }

@@ -55,6 +55,44 @@ TEST(TokenPermute, CapacityKeepsTheFirstOfEachRow) {
   }
 }
 
+// Rows cut over sequence ranks: told what came before, each keeps what one rank would.
+TEST(TokenPermute, CapacityCountsWhatEarlierRanksHold) {
+  const int64_t B = 2, T = 11, k = 2, X = 3, capacity = 4;
+  Index whole(B, T, k, X, capacity);
+  whole.build();
+  for (const DType dtype : {DType::f32, DType::f64}) {
+    Tensor before = zeros({B, X}, dtype);
+    int64_t begin = 0;
+    for (const int64_t tokens : {1, 7, 3}) {
+      Index part(B, tokens, k, X, capacity);
+      Tensor kept({X}, DType::i32);
+      for (int64_t i = 0; i < part.experts.numel(); ++i) {
+        const int64_t b = i / (tokens * k);
+        part.experts.set(i, whole.experts.get((b * T + begin) * k + i % (tokens * k)));
+      }
+      token_index(part.ctx, {.experts = part.experts,
+                             .before = before,
+                             .slot = part.slot,
+                             .source = part.source,
+                             .offsets = part.offsets,
+                             .kept = kept,
+                             .capacity = capacity});
+      for (int64_t i = 0; i < part.slot.numel(); ++i) {
+        const int64_t b = i / (tokens * k);
+        const double of_whole = whole.slot.get((b * T + begin) * k + i % (tokens * k));
+        EXPECT_EQ(part.slot.get(i) < 0, of_whole < 0) << "token " << begin << " on, entry " << i;
+        const int64_t choice = b * X + int64_t(part.experts.get(i));
+        before.set(choice, before.get(choice) + 1);
+      }
+      for (int64_t e = 0; e < X; ++e) {
+        EXPECT_EQ(kept.get(e), part.offsets.get(e + 1) - part.offsets.get(e));
+      }
+      begin += tokens;
+    }
+    EXPECT_EQ(begin, T);
+  }
+}
+
 TEST(TokenPermute, MovesRowsHandComputed) {
   Index index(1, 2, 2, 2);
   index.experts.fill({1, 0, 1, 0});

@@ -49,6 +49,24 @@ TEST(TopkRouter, SoftmaxHandComputed) {
   EXPECT_NEAR(token.weights.get(1), 2.0 / 7, 1e-15);
 }
 
+TEST(TopkRouter, WeighsAChoiceThatWasMadeElsewhere) {
+  OneToken token({std::log(1.0), std::log(5.0), std::log(2.0), std::log(2.0)}, {.top_k = 2});
+  const auto weigh = [&](const std::vector<double>& experts) {
+    token.experts.fill(experts);
+    topk_router_forward(token.ctx, {.logits = token.logits,
+                                    .experts = token.experts,
+                                    .weights = token.weights,
+                                    .options = token.options,
+                                    .chosen = true});
+  };
+  weigh({0, 3});
+  EXPECT_EQ(token.experts.values(), (std::vector<double>{0, 3}));
+  EXPECT_NEAR(token.weights.get(0), 0.1, 1e-15);
+  EXPECT_NEAR(token.weights.get(1), 0.2, 1e-15);
+  EXPECT_THROW(weigh({0, 4}), Error);
+  EXPECT_THROW(weigh({-1, 0}), Error);
+}
+
 TEST(TopkRouter, SigmoidWithBiasHandComputed) {
   OneToken token({logit(0.5), logit(0.4), logit(0.3)},
                  {.score = RouterScore::sigmoid, .top_k = 2, .renormalise = true, .scale = 2.5});
