@@ -1,5 +1,8 @@
 // Auxiliary losses and expert loads of a step. Each layer adds once per micro-batch; a replay of
 // the forward (recomputation) is given no sink and adds nothing.
+//
+// Every rank adds the share of its own tokens: the sum over all ranks, dp and cp, and over
+// micro-batches is what the step has.
 #pragma once
 
 #include <cstdint>

@@ -9,23 +9,35 @@
 #include "kernels/elementwise/elementwise.h"
 #include "kernels/gemm/gemm.h"
 #include "kernels/token_permute/token_permute.h"
-#include "parallel/communicator.h"
+#include "layers/initializers.h"
+#include "layers/routing_tape.h"
 
 namespace sluice {
 
 // The permuted tokens and the activation are computed again in the backward.
 struct Moe::SavedTensors : Saved {
-  ConstTensorView x;              // (B, T, D)
-  TensorView logits;              // (B, T, X)
-  TensorView experts;             // (B, T, k) i32
-  TensorView weights;             // (B, T, k)
-  TensorView slot;                // (B, T, k) i32
-  TensorView source;              // (B*T*k) i32
-  TensorView offsets;             // (X + 1) i64
-  TensorView counts;              // (B, X)
-  TensorView up;                  // (B*T*k, up_width)
-  TensorView out;                 // (B*T*k, D)
+  ConstTensorView x;       // (B, T, D)
+  TensorView logits;       // (B, T, X)
+  TensorView experts;      // (B, T, k) i32
+  TensorView weights;      // (B, T, k)
+  ConstTensorView counts;  // (B, X): choices of whole rows, or of what is here (see from_ranks)
+  ConstTensorView before;  // (B, X): choices of earlier sequence ranks; with a capacity
+  TensorView slot;         // (B, T, k) i32
+  TensorView source;       // (B*T*k) i32
+  TensorView offsets;      // (X + 1) i64
+  TensorView kept;         // (X) i32: entries of this rank for every expert
+  TensorView out;          // (B*T*k, D)
+  TensorView up;           // (B*T*k, U), if all experts are here
+  DistributedExperts::Tape tape;  // if not
   std::unique_ptr<Saved> shared;  // of the shared expert
+};
+
+// What comes from other ranks, in the order of received_spec.
+struct Moe::FromRanks {
+  TensorView row_counts;     // (B, X): choices of whole rows; if they travel
+  TensorView before;         // (B, X): choices of earlier sequence ranks; with a capacity
+  TensorView expert_counts;  // (ep, X) i32; if experts are distributed
+  bool filled = false;
 };
 
 void MoeConfig::validate(const std::string& where, int64_t) const {
@@ -51,32 +63,21 @@ Moe::Moe(const LayerBuild& build, const Config& config)
       config_(config),
       branch_index_(build.branch_index),
       D_(build.d_model),
-      F_(config.hidden),
-      X_(config.experts),
-      up_width_(config.activation == Activation::swiglu ? 2 * F_ : F_),
-      experts_group_(build.groups.experts) {
-  const bool gated = up_width_ != F_;
-  const double bound = 1 / std::sqrt(double(D_));
-  const double out_bound = 1 / std::sqrt(double(F_) * double(build.num_residuals));
-  const int64_t ep = experts_group_ == nullptr ? 1 : experts_group_->size();
-  if (X_ % ep != 0) {
-    throw UsageError(fmt::format(
-        "{}experts: {} experts do not divide over ep {}; set parallel.ep to a divisor of {}",
-        build.prefix, X_, ep, X_));
-  }
-  const ParameterFlags expert{
-      .group = ReduceGroup::expert, .shards = ep, .shard = ep == 1 ? 0 : experts_group_->rank()};
-  router_ = store_.add(build.prefix + "router.weight", {X_, D_}, uniform(bound));
+      X_(config.experts) {
+  router_ =
+      store_.add(build.prefix + "router.weight", {X_, D_}, uniform(1 / std::sqrt(double(D_))));
   if (config.score == RouterScore::sigmoid || config.bias_rate > 0) {
     router_bias_ = store_.add(build.prefix + "router.bias", {X_}, constant(0),
                               {.decay = false, .frozen = true});
   }
-  up_ = store_.add(
-      build.prefix + (gated ? "experts.gate_up.weight" : "experts.up.weight"), {X_, up_width_, D_},
-      uniform(bound), expert,
-      gated ? std::vector<ParameterPart>{{"gate", F_}, {"up", F_}} : std::vector<ParameterPart>{});
-  down_ =
-      store_.add(build.prefix + "experts.down.weight", {X_, D_, F_}, uniform(out_bound), expert);
+  experts_.emplace(
+      build, ExpertsSpec{.experts = X_, .hidden = config.hidden, .activation = config.activation});
+  const auto ranks = [](const Communicator* group) { return group == nullptr ? 1 : group->size(); };
+  if (ranks(build.groups.experts) > 1) {
+    distributed_.emplace(*experts_, *build.groups.experts, X_, config.receive_factor);
+  }
+  if (ranks(build.groups.sequence) > 1) sequence_ = build.groups.sequence;
+  row_counts_travel_ = sequence_ != nullptr && (config.aux_loss > 0 || config.capacity_factor > 0);
   if (config.shared_hidden > 0) {
     LayerBuild shared = build;
     shared.prefix += "shared.";
@@ -94,119 +95,197 @@ RouterOptions Moe::router_options() const {
           .topk_group = config_.topk_group};
 }
 
+// Entries that an expert takes from a row; 0: all.
+int64_t Moe::capacity(const Rows& rows) const {
+  const double mean = double(rows.row_tokens * config_.top_k) / double(X_);
+  return int64_t(std::ceil(config_.capacity_factor * mean));
+}
+
+std::vector<StateTensor> Moe::received_spec(const Rows& rows) const {
+  const DType stat = stat_dtype(store_.dtype());
+  std::vector<StateTensor> spec;
+  if (row_counts_travel_) spec.push_back({"row_counts", {rows.rows, X_}, stat});
+  if (row_counts_travel_ && config_.capacity_factor > 0) {
+    spec.push_back({"choices_before", {rows.rows, X_}, stat});
+  }
+  if (distributed_) {
+    const int64_t ranks = X_ / experts_->count();
+    spec.push_back({"expert_counts", {ranks, X_}, DType::i32});
+  }
+  return spec;
+}
+
+// Kept by the caller for a replay, or else in ctx.saved.
+Moe::FromRanks Moe::from_ranks(const Context& ctx, const Rows& rows,
+                               const Received* received) const {
+  std::vector<TensorView> tensors;
+  if (received != nullptr) {
+    tensors = received->tensors;
+  } else {
+    for (const StateTensor& spec : received_spec(rows)) {
+      tensors.push_back(ctx.saved->alloc(spec.dims, spec.dtype));
+    }
+  }
+  FromRanks result{.row_counts = {},
+                   .before = {},
+                   .expert_counts = {},
+                   .filled = received != nullptr && received->filled};
+  size_t next = 0;
+  if (row_counts_travel_) result.row_counts = tensors.at(next++);
+  if (row_counts_travel_ && config_.capacity_factor > 0) result.before = tensors.at(next++);
+  if (distributed_) result.expert_counts = tensors.at(next++);
+  return result;
+}
+
 std::unique_ptr<Moe::SavedTensors> Moe::route(const Context& ctx, const ConstTensorView& x,
-                                              int64_t capacity) const {
+                                              const Rows& rows, RoutingTape* tape) const {
   const auto [B, T, D] = x.shape<3>("x: (B, T, D)");
   const int64_t k = config_.top_k;
-  const int64_t entries = B * T * k;
   const DType stat = stat_dtype(x.dtype);
-  Arena& arena = *ctx.saved;
   auto saved = std::make_unique<SavedTensors>();
   saved->x = x;
-  saved->logits = arena.alloc({B, T, X_}, stat);
-  saved->experts = arena.alloc({B, T, k}, DType::i32);
-  saved->weights = arena.alloc({B, T, k}, stat);
-  saved->slot = arena.alloc({B, T, k}, DType::i32);
-  saved->source = arena.alloc({entries}, DType::i32);
-  saved->offsets = arena.alloc({X_ + 1}, DType::i64);
-  saved->counts = arena.alloc({B, X_}, stat);
-  saved->up = arena.alloc({entries, up_width_}, x.dtype);
-  saved->out = arena.alloc({entries, D_}, x.dtype);
+  saved->logits = ctx.saved->alloc({B, T, X_}, stat);
+  saved->experts = ctx.saved->alloc({B, T, k}, DType::i32);
+  saved->weights = ctx.saved->alloc({B, T, k}, stat);
   gemm(ctx, {.a = x.matrix(),
              .b = store_.value(router_),
              .c = saved->logits.matrix(),
              .transpose_b = true});
+  if (ctx.counting()) tape = nullptr;
+  if (tape != nullptr && !ctx.device.is_cpu()) fail_no_cuda("a routing tape");
+  const bool dictated = tape != nullptr && tape->dictating();
+  if (dictated) tape->read(branch_index_, rows, saved->experts);
   topk_router_forward(ctx, {.logits = saved->logits,
                             .bias = store_.optional_value(router_bias_),
                             .experts = saved->experts,
                             .weights = saved->weights,
-                            .options = router_options()});
-  token_index(ctx, {.experts = saved->experts,
-                    .slot = saved->slot,
-                    .source = saved->source,
-                    .offsets = saved->offsets,
-                    .capacity = capacity});
+                            .options = router_options(),
+                            .chosen = dictated});
+  if (tape != nullptr && !dictated) tape->write(branch_index_, rows, saved->experts);
   return saved;
 }
 
-// hidden = activation(up), of the permuted rows.
-void Moe::activate(const Context& ctx, const SavedTensors& saved, const TensorView& hidden) const {
-  activation_forward(ctx, {.kind = config_.activation,
-                           .x = saved.up.columns(0, {F_}),
-                           .up = up_width_ == F_ ? TensorView{} : saved.up.columns(F_, {F_}),
-                           .y = hidden});
-}
-
-void Moe::experts_forward(const Context& ctx, const SavedTensors& saved,
-                          const TensorView& y) const {
-  const ArenaScope scope(*ctx.scratch);
-  const TensorView rows = ctx.scratch->alloc(saved.out.dims, y.dtype);
-  const TensorView hidden = ctx.scratch->alloc({saved.up.dim(0), F_}, y.dtype);
-  token_permute_forward(
-      ctx, {.x = saved.x, .source = saved.source, .offsets = saved.offsets, .rows = rows});
-  grouped_gemm(ctx, {.a = rows,
-                     .weights = store_.value(up_),
-                     .c = saved.up,
-                     .offsets = saved.offsets,
-                     .transpose_weights = true});
-  activate(ctx, saved, hidden);
-  grouped_gemm(ctx, {.a = hidden,
-                     .weights = store_.value(down_),
-                     .c = saved.out,
-                     .offsets = saved.offsets,
-                     .transpose_weights = true});
-  token_unpermute_forward(
-      ctx, {.rows = saved.out, .slot = saved.slot, .weights = saved.weights, .y = y});
-}
-
-void Moe::collect_statistics(const Context& ctx, const Rows& rows, const SavedTensors& saved,
-                             StepStatistics* statistics) const {
+// Choices of whole rows, for the balance loss and the capacity; and the step's statistics.
+void Moe::count_choices(const Context& ctx, const Rows& rows, const FromRanks& from_ranks,
+                        StepStatistics* statistics, SavedTensors& saved) const {
   const int64_t B = saved.logits.dim(0);
-  const ArenaScope scope(*ctx.scratch);
   const DType stat = saved.logits.dtype;
+  const TensorView own_counts = row_counts_travel_ ? TensorView{} : ctx.saved->alloc({B, X_}, stat);
+  saved.counts = row_counts_travel_ ? from_ranks.row_counts : own_counts;
+  saved.before = from_ranks.before;
+  if (row_counts_travel_ && from_ranks.filled) return;
+  const ArenaScope scope(*ctx.scratch);
+  const TensorView gathered =
+      row_counts_travel_ ? ctx.scratch->alloc({sequence_->size(), B, X_}, stat) : TensorView{};
+  const TensorView counts_here =
+      row_counts_travel_ ? gathered.slice(sequence_->rank()) : own_counts;
   const TensorView mass = ctx.scratch->alloc({B, X_}, stat);
   const TensorView z = ctx.scratch->alloc({B}, stat);
   router_statistics(ctx, {.logits = saved.logits,
                           .experts = saved.experts,
-                          .counts = saved.counts,
+                          .counts = counts_here,
                           .mass = mass,
                           .z = z,
                           .options = router_options()});
+  if (row_counts_travel_) {
+    sequence_->all_gather(counts_here, gathered).wait();
+    const auto sum_of_first = [&](int64_t ranks, const TensorView& sum) {
+      const TensorView flat = sum.reshape({B * X_});
+      zero(ctx, flat);
+      sum_rows(ctx, gathered.reshape({sequence_->size(), B * X_}).row_range(0, ranks), flat);
+    };
+    sum_of_first(sequence_->size(), from_ranks.row_counts);
+    if (from_ranks.before) sum_of_first(sequence_->rank(), from_ranks.before);
+  }
   if (statistics == nullptr || ctx.counting()) return;
-  dispatch_float(stat, [&]<class T>() {
-    const T* const counts = saved.counts.as<T>();
-    const double tokens = double(rows.row_tokens);
-    std::vector<double>& loads = statistics->expert_counts[branch_index_];
-    loads.resize(X_, 0);
-    for (int64_t b = 0; b < B; ++b) {
+  add_statistics(rows, counts_here, saved.counts, mass, z, *statistics);
+}
+
+// This rank's share: of the tokens here, which is linear in `mass` and z.
+void Moe::add_statistics(const Rows& rows, const ConstTensorView& counts_here,
+                         const ConstTensorView& counts, const ConstTensorView& mass,
+                         const ConstTensorView& z, StepStatistics& statistics) const {
+  const double tokens = double(rows.row_tokens);
+  std::vector<double>& loads = statistics.expert_counts[branch_index_];
+  loads.resize(X_, 0);
+  dispatch_float(counts.dtype, [&]<class T>() {
+    for (int64_t b = 0; b < counts.dim(0); ++b) {
       double balance = 0;
       for (int64_t e = 0; e < X_; ++e) {
-        loads[e] += double(counts[b * X_ + e]);
-        balance += double(counts[b * X_ + e]) * double(mass.as<T>()[b * X_ + e]);
+        loads[e] += double(counts_here.row<T>(b)[e]);
+        balance += double(counts.row<T>(b)[e]) * double(mass.row<T>(b)[e]);
       }
       balance *= double(X_) / (tokens * tokens * double(config_.top_k));
-      statistics->balance_loss += config_.aux_loss * balance / double(rows.step_rows);
-      statistics->z_loss += config_.z_loss * double(z.as<T>()[b]) / tokens / double(rows.step_rows);
+      statistics.balance_loss += config_.aux_loss * balance / double(rows.step_rows);
+      statistics.z_loss += config_.z_loss * double(z.as<T>()[b]) / tokens / double(rows.step_rows);
     }
   });
 }
 
+// The order of the entries by expert.
+void Moe::index(const Context& ctx, int64_t capacity, SavedTensors& saved) const {
+  const int64_t entries = saved.experts.numel();
+  saved.slot = ctx.saved->alloc(saved.experts.dims, DType::i32);
+  saved.source = ctx.saved->alloc({entries}, DType::i32);
+  saved.offsets = ctx.saved->alloc({X_ + 1}, DType::i64);
+  saved.kept = ctx.saved->alloc({X_}, DType::i32);
+  token_index(ctx, {.experts = saved.experts,
+                    .before = saved.before,
+                    .slot = saved.slot,
+                    .source = saved.source,
+                    .offsets = saved.offsets,
+                    .kept = saved.kept,
+                    .capacity = capacity});
+}
+
+// saved.out, and `meanwhile`: while tokens travel, if they do.
+void Moe::experts_forward(const Context& ctx, const FromRanks& from_ranks, SavedTensors& saved,
+                          const Action& meanwhile) const {
+  const int64_t entries = saved.experts.numel();
+  const DType dtype = saved.x.dtype;
+  saved.out = ctx.saved->alloc({entries, D_}, dtype);
+  if (!distributed_) meanwhile();
+  const ArenaScope scope(*ctx.scratch);
+  const TensorView rows = ctx.scratch->alloc({entries, D_}, dtype);
+  Event counted;
+  if (distributed_ && !from_ranks.filled) {
+    counted = distributed_->exchange().begin_counts(saved.kept, from_ranks.expert_counts);
+  }
+  token_permute_forward(
+      ctx, {.x = saved.x, .source = saved.source, .offsets = saved.offsets, .rows = rows});
+  if (distributed_) {
+    counted.wait();
+    saved.tape.routes = distributed_->exchange().routes(ctx, from_ranks.expert_counts, entries);
+    distributed_->forward(ctx, rows, saved.out, saved.tape, meanwhile);
+    return;
+  }
+  saved.up = ctx.saved->alloc({entries, experts_->up_width()}, dtype);
+  experts_->forward(ctx, {.rows = rows,
+                          .offsets = saved.offsets,
+                          .up = saved.up,
+                          .hidden = ctx.scratch->alloc({entries, experts_->hidden()}, dtype),
+                          .out = saved.out});
+}
+
+// y = the weighted sum over choices, beside the shared expert's result, which y holds.
+void Moe::combine(const Context& ctx, const SavedTensors& saved, const TensorView& y) const {
+  const ArenaScope scope(*ctx.scratch);
+  const TensorView routed = shared_ ? ctx.scratch->alloc(y.dims, y.dtype) : y;
+  token_unpermute_forward(
+      ctx, {.rows = saved.out, .slot = saved.slot, .weights = saved.weights, .y = routed});
+  if (shared_) add(ctx, routed, y);
+}
+
 std::unique_ptr<Saved> Moe::forward(const Context& ctx, const Rows& rows,
                                     const LayerForward& io) const {
-  const int64_t mean_numerator = rows.row_tokens * config_.top_k;
-  const int64_t capacity =
-      config_.capacity_factor > 0
-          ? int64_t(std::ceil(config_.capacity_factor * double(mean_numerator) / double(X_)))
-          : 0;
-  std::unique_ptr<SavedTensors> saved = route(ctx, io.x, capacity);
-  collect_statistics(ctx, rows, *saved, io.statistics);
-  experts_forward(ctx, *saved, io.y);
-  if (shared_) {
-    const ArenaScope scope(*ctx.scratch);
-    const TensorView y = ctx.scratch->alloc(io.y.dims, io.y.dtype);
-    saved->shared = shared_->forward(ctx, rows, {.x = io.x, .y = y});
-    add(ctx, y, io.y);
-  }
+  const FromRanks from_others = from_ranks(ctx, rows, io.received);
+  std::unique_ptr<SavedTensors> saved = route(ctx, io.x, rows, io.routing);
+  count_choices(ctx, rows, from_others, io.statistics, *saved);
+  index(ctx, capacity(rows), *saved);
+  experts_forward(ctx, from_others, *saved, [&] {
+    if (shared_) saved->shared = shared_->forward(ctx, rows, {.x = io.x, .y = io.y});
+  });
+  combine(ctx, *saved, io.y);
   return saved;
 }
 
@@ -214,9 +293,11 @@ void Moe::backward(const Context& ctx, const Rows& rows, const LayerBackward& io
                    const Saved& base) const {
   const auto& saved = static_cast<const SavedTensors&>(base);
   const ArenaScope scope(*ctx.scratch);
-  Arena& scratch = *ctx.scratch;
-  const TensorView dlogits = scratch.alloc(saved.logits.dims, saved.logits.dtype);
-  experts_backward(ctx, saved, io, dlogits);
+  const TensorView dlogits = ctx.scratch->alloc(saved.logits.dims, saved.logits.dtype);
+  const TensorView dx_shared = shared_ ? ctx.scratch->alloc(io.dx.dims, io.dx.dtype) : TensorView{};
+  experts_backward(ctx, saved, io, dlogits, [&] {
+    if (shared_) shared_->backward(ctx, rows, {.dy = io.dy, .dx = dx_shared}, *saved.shared);
+  });
   router_loss_backward(ctx, {.logits = saved.logits,
                              .counts = saved.counts,
                              .dlogits = dlogits,
@@ -230,25 +311,18 @@ void Moe::backward(const Context& ctx, const Rows& rows, const LayerBackward& io
              .transpose_a = true,
              .beta = 1});
   gemm(ctx, {.a = dlogits.matrix(), .b = store_.value(router_), .c = io.dx.matrix(), .beta = 1});
-  if (shared_) {
-    const TensorView dx = scratch.alloc(io.dx.dims, io.dx.dtype);
-    shared_->backward(ctx, rows, {.dy = io.dy, .dx = dx}, *saved.shared);
-    add(ctx, dx, io.dx);
-  }
+  if (shared_) add(ctx, dx_shared, io.dx);
 }
 
 // dx and the experts' gradients, and dlogits as far as it flows through the weights of the choices.
 void Moe::experts_backward(const Context& ctx, const SavedTensors& saved, const LayerBackward& io,
-                           const TensorView& dlogits) const {
+                           const TensorView& dlogits, const Action& meanwhile) const {
   const ArenaScope scope(*ctx.scratch);
   Arena& scratch = *ctx.scratch;
   const DType dtype = io.dy.dtype;
   const int64_t entries = saved.out.dim(0);
   const TensorView dweights = scratch.alloc(saved.weights.dims, saved.weights.dtype);
-  const TensorView rows = scratch.alloc({entries, D_}, dtype);
   const TensorView drows = scratch.alloc({entries, D_}, dtype);
-  const TensorView hidden = scratch.alloc({entries, F_}, dtype);
-  const TensorView dup = scratch.alloc({entries, up_width_}, dtype);
   token_unpermute_backward(ctx, {.dy = io.dy,
                                  .rows = saved.out,
                                  .slot = saved.slot,
@@ -260,40 +334,42 @@ void Moe::experts_backward(const Context& ctx, const SavedTensors& saved, const 
                              .experts = saved.experts,
                              .dlogits = dlogits,
                              .options = router_options()});
-  activate(ctx, saved, hidden);
-  grouped_gemm_weight(
-      ctx, {.a = drows, .b = hidden, .weights = store_.grad(down_), .offsets = saved.offsets});
-  grouped_gemm(ctx,
-               {.a = drows, .weights = store_.value(down_), .c = hidden, .offsets = saved.offsets});
-  const bool gated = up_width_ != F_;
-  activation_backward(ctx, {.kind = config_.activation,
-                            .dy = hidden,
-                            .x = saved.up.columns(0, {F_}),
-                            .up = gated ? saved.up.columns(F_, {F_}) : TensorView{},
-                            .dx = dup.columns(0, {F_}),
-                            .dup = gated ? dup.columns(F_, {F_}) : TensorView{}});
-  token_permute_forward(
-      ctx, {.x = saved.x, .source = saved.source, .offsets = saved.offsets, .rows = rows});
-  grouped_gemm_weight(ctx,
-                      {.a = dup, .b = rows, .weights = store_.grad(up_), .offsets = saved.offsets});
-  grouped_gemm(ctx, {.a = dup, .weights = store_.value(up_), .c = drows, .offsets = saved.offsets});
+  const auto sort_rows = [&](const TensorView& rows) {
+    token_permute_forward(
+        ctx, {.x = saved.x, .source = saved.source, .offsets = saved.offsets, .rows = rows});
+  };
+  if (distributed_) {
+    distributed_->backward(ctx, drows, saved.tape, sort_rows, meanwhile);
+  } else {
+    meanwhile();
+    const TensorView rows = scratch.alloc({entries, D_}, dtype);
+    sort_rows(rows);
+    experts_->backward(ctx, {.rows = rows,
+                             .offsets = saved.offsets,
+                             .up = saved.up,
+                             .hidden = scratch.alloc({entries, experts_->hidden()}, dtype),
+                             .dup = scratch.alloc(saved.up.dims, dtype),
+                             .gradient = drows});
+  }
   token_permute_backward(ctx, {.drows = drows, .slot = saved.slot, .dx = io.dx});
 }
 
 std::vector<StateTensor> Moe::state_spec(int64_t, int64_t) const { return {}; }
 
-// Dropless, whatever the training capacity: a token alone in its row never competes.
+// Dropless, whatever the training capacity: a token alone in its row never competes. Collective
+// over groups.experts.
 void Moe::step(const Context& ctx, const LayerStep& io) const {
   const ArenaScope saved_scope(*ctx.saved);
   const Dims as_row{io.x.dim(0), 1, D_};
-  const TensorView y = io.y.reshape(as_row);
-  const std::unique_ptr<SavedTensors> saved = route(ctx, io.x.reshape(as_row), /*capacity=*/0);
-  experts_forward(ctx, *saved, y);
-  if (!shared_) return;
-  const ArenaScope scope(*ctx.scratch);
-  const TensorView shared = ctx.scratch->alloc(io.y.dims, io.y.dtype);
-  shared_->step(ctx, {.x = io.x, .y = shared});
-  add(ctx, shared, io.y);
+  Rows rows;
+  rows.rows = io.x.dim(0);
+  const FromRanks from_others = from_ranks(ctx, rows, nullptr);
+  const std::unique_ptr<SavedTensors> saved = route(ctx, io.x.reshape(as_row), rows, nullptr);
+  index(ctx, /*capacity=*/0, *saved);
+  experts_forward(ctx, from_others, *saved, [&] {
+    if (shared_) shared_->step(ctx, {.x = io.x, .y = io.y});
+  });
+  combine(ctx, *saved, io.y.reshape(as_row));
 }
 
 void Moe::end_step(const StepStatistics& statistics) const {
@@ -312,7 +388,8 @@ void Moe::end_step(const StepStatistics& statistics) const {
 }
 
 double Moe::flops_per_token(int64_t row_tokens) const {
-  return 2.0 * D_ * X_ + 2.0 * double(config_.top_k) * D_ * (up_width_ + F_) +
+  return 2.0 * D_ * X_ +
+         2.0 * double(config_.top_k) * D_ * (experts_->up_width() + experts_->hidden()) +
          (shared_ ? shared_->flops_per_token(row_tokens) : 0.0);
 }
 

@@ -5,11 +5,20 @@
 // Losses: balance and z (kernels/topk_router). Bias balancing (Wang et al., "Auxiliary-Loss-Free
 // Load Balancing", 2024): the choice bias of an expert moves by bias_rate against its load, once a
 // step. X experts, F hidden width, k choices.
+//
+// Nothing depends on the layout. Over groups.experts the experts are cut and tokens travel
+// (distributed_experts.h), while the shared expert is computed. Over groups.sequence one small
+// gather tells every rank the choices of whole rows: the balance loss is of a row, and with a
+// capacity a token competes with all that come before it in the row.
 #pragma once
+
+#include <functional>
+#include <optional>
 
 #include "kernels/activation/activation.h"
 #include "kernels/core/fields.h"
 #include "kernels/topk_router/topk_router.h"
+#include "layers/ffn/distributed_experts.h"
 #include "layers/ffn/mlp.h"
 #include "layers/layer.h"
 #include "layers/layer_build.h"
@@ -77,6 +86,7 @@ class Moe final : public Layer {
                                  const LayerForward& io) const override;
   void backward(const Context& ctx, const Rows& rows, const LayerBackward& io,
                 const Saved& saved) const override;
+  std::vector<StateTensor> received_spec(const Rows& rows) const override;
   std::vector<StateTensor> state_spec(int64_t rows, int64_t max_tokens) const override;
   void step(const Context& ctx, const LayerStep& io) const override;
   void end_step(const StepStatistics& statistics) const override;
@@ -84,21 +94,34 @@ class Moe final : public Layer {
 
  private:
   struct SavedTensors;
+  struct FromRanks;
+  using Action = std::function<void()>;
+
   std::unique_ptr<SavedTensors> route(const Context& ctx, const ConstTensorView& x,
-                                      int64_t capacity) const;
-  void activate(const Context& ctx, const SavedTensors& saved, const TensorView& hidden) const;
-  void experts_forward(const Context& ctx, const SavedTensors& saved, const TensorView& y) const;
+                                      const Rows& rows, RoutingTape* tape) const;
+  void count_choices(const Context& ctx, const Rows& rows, const FromRanks& from_ranks,
+                     StepStatistics* statistics, SavedTensors& saved) const;
+  void add_statistics(const Rows& rows, const ConstTensorView& counts_here,
+                      const ConstTensorView& counts, const ConstTensorView& mass,
+                      const ConstTensorView& z, StepStatistics& statistics) const;
+  void index(const Context& ctx, int64_t capacity, SavedTensors& saved) const;
+  void experts_forward(const Context& ctx, const FromRanks& from_ranks, SavedTensors& saved,
+                       const Action& meanwhile) const;
+  void combine(const Context& ctx, const SavedTensors& saved, const TensorView& y) const;
   void experts_backward(const Context& ctx, const SavedTensors& saved, const LayerBackward& io,
-                        const TensorView& dlogits) const;
-  void collect_statistics(const Context& ctx, const Rows& rows, const SavedTensors& saved,
-                          StepStatistics* statistics) const;
+                        const TensorView& dlogits, const Action& meanwhile) const;
+  FromRanks from_ranks(const Context& ctx, const Rows& rows, const Received* received) const;
+  int64_t capacity(const Rows& rows) const;
   RouterOptions router_options() const;
 
   ParameterStore& store_;
   Config config_;
-  int64_t branch_index_, D_, F_, X_, up_width_;
-  Communicator* experts_group_;
-  ParameterId router_, router_bias_, up_, down_;
+  int64_t branch_index_, D_, X_;
+  Communicator* sequence_ = nullptr;  // null: rows are whole here
+  bool row_counts_travel_ = false;
+  ParameterId router_, router_bias_;
+  std::optional<Experts> experts_;
+  std::optional<DistributedExperts> distributed_;  // absent: all experts are here
   std::unique_ptr<Mlp> shared_;
 };
 
