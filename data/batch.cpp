@@ -18,25 +18,37 @@ std::vector<int64_t> sequence_cuts(int64_t row_tokens, int64_t size) {
   return cuts;
 }
 
-Batch::Batch(int64_t first_row, int64_t num_rows, int64_t row_tokens, SequenceShard shard) {
-  SLUICE_CHECK(num_rows > 0 && shard.rank >= 0 && shard.rank < shard.size, num_rows,
+Batch::Batch(const Rows& shape, SequenceShard shard, bool allocate) : rows_(shape) {
+  SLUICE_CHECK(rows_.rows > 0 && shard.rank >= 0 && shard.rank < shard.size, rows_.rows,
                " rows for sequence rank ", shard.rank, " of ", shard.size);
-  rows_.cuts = sequence_cuts(row_tokens, shard.size);
-  rows_.first_row = first_row;
-  rows_.rows = num_rows;
-  rows_.row_tokens = row_tokens;
+  rows_.cuts = sequence_cuts(rows_.row_tokens, shard.size);
   rows_.begin = rows_.cuts[size_t(shard.rank)];
   rows_.tokens = rows_.cuts[size_t(shard.rank) + 1] - rows_.begin;
-  const size_t local = size_t(num_rows * rows_.tokens);
-  tokens_.resize(local);
-  targets_.resize(local, -1);
-  local_doc_begin_.resize(local);
-  positions_.resize(local);
-  doc_begin_.resize(size_t(num_rows * row_tokens));
-  const Dims shape{num_rows, rows_.tokens};
-  rows_.doc_begin = ConstTensorView(doc_begin_.data(), {num_rows, row_tokens});
-  rows_.local_doc_begin = ConstTensorView(local_doc_begin_.data(), shape);
-  rows_.positions = ConstTensorView(positions_.data(), shape);
+  if (rows_.step_rows == 0) rows_.step_rows = rows_.rows;
+  if (allocate) {
+    const size_t local = size_t(rows_.rows * rows_.tokens);
+    tokens_.resize(local);
+    targets_.resize(local, -1);
+    local_doc_begin_.resize(local);
+    positions_.resize(local);
+    doc_begin_.resize(size_t(rows_.rows * rows_.row_tokens));
+  }
+  const Dims dims{rows_.rows, rows_.tokens};
+  rows_.doc_begin = ConstTensorView(doc_begin_.data(), {rows_.rows, rows_.row_tokens});
+  rows_.local_doc_begin = ConstTensorView(local_doc_begin_.data(), dims);
+  rows_.positions = ConstTensorView(positions_.data(), dims);
+}
+
+Batch::Batch(int64_t first_row, int64_t num_rows, int64_t row_tokens, SequenceShard shard,
+             int64_t step_rows)
+    : Batch({.first_row = first_row,
+             .rows = num_rows,
+             .step_rows = step_rows,
+             .row_tokens = row_tokens},
+            shard, true) {}
+
+Batch Batch::planned(int64_t num_rows, int64_t row_tokens, SequenceShard shard, int64_t step_rows) {
+  return {{.rows = num_rows, .step_rows = step_rows, .row_tokens = row_tokens}, shard, false};
 }
 
 ConstTensorView Batch::tokens() const {

@@ -24,7 +24,12 @@ std::vector<int64_t> sequence_cuts(int64_t row_tokens, int64_t size);
 // Owns its memory; the views point into it, so it moves but does not copy.
 class Batch {
  public:
-  Batch(int64_t first_row, int64_t num_rows, int64_t row_tokens, SequenceShard shard);
+  // `step_rows`: rows of the whole step, world-wide; 0: these are all.
+  Batch(int64_t first_row, int64_t num_rows, int64_t row_tokens, SequenceShard shard,
+        int64_t step_rows = 0);
+  // Shapes without memory, for counting runs.
+  static Batch planned(int64_t num_rows, int64_t row_tokens, SequenceShard shard,
+                       int64_t step_rows);
   Batch(Batch&&) = default;
   Batch& operator=(Batch&&) = default;
   Batch(const Batch&) = delete;
@@ -45,6 +50,8 @@ class Batch {
   void set_row(int64_t index, const Row& row);
 
  private:
+  Batch(const Rows& shape, SequenceShard shard, bool allocate);
+
   std::vector<int32_t> tokens_;           // (B, T)
   std::vector<int32_t> targets_;          // (B, T)
   std::vector<int32_t> doc_begin_;        // (B, R)

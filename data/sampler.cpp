@@ -91,7 +91,7 @@ Batch Sampler::batch(int64_t step, int64_t first_row, int64_t num_rows, Sequence
   SLUICE_CHECK(first_row >= 0 && first_row + num_rows <= options_.global_batch, "rows [", first_row,
                ", ", first_row + num_rows, ") of a global batch of ", options_.global_batch);
   const std::lock_guard<std::mutex> lock(mutex_);
-  Batch batch(first_row, num_rows, options_.seq_len, shard);
+  Batch batch(first_row, num_rows, options_.seq_len, shard, options_.global_batch);
   for (int64_t i = 0; i < num_rows; ++i) {
     const StorePicks::Pick pick = picks_.pick(row_of_step(step) + first_row + i);
     batch.set_row(i, streams_[size_t(pick.store)].row(pick.row, options_.seq_len));

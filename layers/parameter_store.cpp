@@ -33,15 +33,22 @@ ParameterId ParameterStore::find(std::string_view name) const {
   return {};
 }
 
-void ParameterStore::freeze(bool allocate) {
+void ParameterStore::freeze(bool allocate, const ArenaUnits& units) {
   SLUICE_CHECK(!frozen_, "freeze() was called twice");
+  SLUICE_CHECK(units.dense >= 1 && units.expert >= 1, "units of ", units.dense, " and ",
+               units.expert, " elements");
   frozen_ = true;
   for (const ReduceGroup group : {ReduceGroup::dense, ReduceGroup::expert}) {
+    FlatSpan& span = spans_[size_t(group)];
+    span = {flat_size_, flat_size_};
     for (Parameter& parameter : parameters_) {
       if (parameter.flags.group != group) continue;
-      parameter.offset = flat_size_;
-      flat_size_ += align_up(parameter.dims.numel() * size_of(dtype_)) / size_of(dtype_);
+      parameter.offset = span.end;
+      span.end += align_up(parameter.dims.numel() * size_of(dtype_)) / size_of(dtype_);
     }
+    const int64_t unit = group == ReduceGroup::dense ? units.dense : units.expert;
+    span.end = span.begin + (span.size() + unit - 1) / unit * unit;
+    flat_size_ = span.end;
   }
   if (allocate) storage_ = Buffer(flat_size_ * size_of(dtype_), device_);
   values_ = TensorView(storage_.data(), {flat_size_}, dtype_, device_);

@@ -8,6 +8,7 @@
 // A parameter may be cut along its first dim: the store then holds one of `shards` equal parts.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <functional>
 #include <string>
@@ -62,6 +63,21 @@ struct ParameterId {
   int32_t index = -1;
 };
 
+// Elements [begin, end) of a flat arena.
+struct FlatSpan {
+  int64_t begin = 0;
+  int64_t end = 0;
+
+  int64_t size() const { return end - begin; }
+};
+
+// The spans of the two groups are padded to a multiple of so many elements each, so that they can
+// be cut into equal shards.
+struct ArenaUnits {
+  int64_t dense = 1;
+  int64_t expert = 1;
+};
+
 class ParameterStore {
  public:
   // dtype: f32 or f64 (the values are the masters).
@@ -73,12 +89,14 @@ class ParameterStore {
                   std::vector<ParameterPart> parts = {});
 
   // Lays out the arenas. With allocate = false (planning) views hold null.
-  void freeze(bool allocate = true);
+  void freeze(bool allocate = true, const ArenaUnits& units = {});
   void initialise(uint64_t seed);
 
   DType dtype() const { return dtype_; }
   int64_t flat_size() const { return flat_size_; }  // elements of an arena, padding included
-  int64_t num_elements() const;                     // of all parameters, whole and without padding
+  // Where a group's parameters lie; empty if it has none.
+  FlatSpan span(ReduceGroup group) const { return spans_[size_t(group)]; }
+  int64_t num_elements() const;  // of all parameters, whole and without padding
   const std::vector<Parameter>& parameters() const { return parameters_; }
   const Parameter& parameter(ParameterId id) const { return parameters_[id.index]; }
   ParameterId find(std::string_view name) const;  // index -1 if there is none
@@ -107,6 +125,7 @@ class ParameterStore {
   std::vector<Parameter> parameters_;
   bool frozen_ = false;
   int64_t flat_size_ = 0;
+  std::array<FlatSpan, 2> spans_;  // by ReduceGroup
   Buffer storage_;
   TensorView values_;
   TensorView gradients_;

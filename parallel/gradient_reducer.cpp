@@ -6,49 +6,59 @@
 namespace sluice {
 namespace {
 
-std::vector<Slice> cut_buckets(const GradientBuckets& layout) {
-  const std::vector<int64_t>& starts = layout.starts;
-  SLUICE_CHECK(layout.dtype == DType::f32 || layout.dtype == DType::f64,
-               "gradients are f32 or f64, got ", name_of(layout.dtype));
-  SLUICE_CHECK(layout.bucket_bytes >= 1, "a bucket of ", layout.bucket_bytes, " bytes");
-  SLUICE_CHECK(starts.empty() ? layout.elements == 0
-                              : starts.front() == 0 && starts.back() <= layout.elements,
-               "parameters start at 0 and end within the arena's ", layout.elements, " elements");
-  SLUICE_CHECK(std::is_sorted(starts.begin(), starts.end()), "parameter starts must ascend");
-  const int64_t enough = layout.bucket_bytes / int64_t(size_of(layout.dtype));
-  std::vector<Slice> buckets;
-  int64_t end = layout.elements;
-  for (auto start = starts.rbegin(); start != starts.rend(); ++start) {
-    const bool full = end - *start >= enough || *start == 0;
-    if (!full || *start == end) continue;
-    buckets.push_back({*start, end});
-    end = *start;
-  }
-  return buckets;
+TensorView part_of(const TensorView& flat, const Slice& elements) {
+  return flat.columns(elements.begin, {elements.size()});
 }
 
 }  // namespace
 
-GradientReducer::GradientReducer(Communicator& group, const GradientBuckets& layout,
-                                 Reduction reduction)
-    : group_(group), layout_(layout), reduction_(reduction), buckets_(cut_buckets(layout)) {}
-
-std::vector<Slice> GradientReducer::owned() const {
-  std::vector<Slice> owned;
-  for (const Slice& bucket : buckets_) {
-    const Slice part = slice_of(bucket.size(), group_.size(), group_.rank());
-    owned.push_back({bucket.begin + part.begin, bucket.begin + part.end});
-  }
-  return owned;
+std::vector<Slice> cut_buckets(const GradientBuckets& layout, int ranks) {
+  SLUICE_CHECK(layout.dtype == DType::f32 || layout.dtype == DType::f64,
+               "gradients are f32 or f64, got ", name_of(layout.dtype));
+  SLUICE_CHECK(layout.bucket_bytes >= 1, "a bucket of ", layout.bucket_bytes, " bytes");
+  const int64_t unit = layout.block * ranks;
+  const Slice& span = layout.span;
+  SLUICE_CHECK(layout.block >= 1 && span.begin >= 0 && span.size() >= 0 && span.size() % unit == 0,
+               "elements [", span.begin, ", ", span.end, ") do not cut into blocks of ",
+               layout.block, " for ", ranks, " ranks");
+  const int64_t asked = layout.bucket_bytes / int64_t(size_of(layout.dtype));
+  const int64_t elements = std::max(unit, asked / unit * unit);
+  std::vector<Slice> buckets;
+  for (int64_t end = span.end; end > span.begin; end -= elements)
+    buckets.push_back({std::max(span.begin, end - elements), end});
+  return buckets;
 }
 
-void GradientReducer::begin(const TensorView& flat) {
+std::vector<Slice> cut_shards(const std::vector<Slice>& buckets, int ranks, int rank) {
+  std::vector<Slice> shards;
+  for (const Slice& bucket : buckets) {
+    const Slice part = slice_of(bucket.size(), ranks, rank);
+    shards.push_back({bucket.begin + part.begin, bucket.begin + part.end});
+  }
+  return shards;
+}
+
+GradientReducer::GradientReducer(Communicator& group, const GradientBuckets& layout,
+                                 Reduction reduction)
+    : group_(group),
+      layout_(layout),
+      reduction_(reduction),
+      buckets_(cut_buckets(layout, group.size())),
+      shards_(cut_shards(buckets_, group.size(), group.rank())) {}
+
+void GradientReducer::begin(const TensorView& flat, const TensorView& packed) {
   SLUICE_CHECK(!flat_, "begin() before the last step's finish()");
   SLUICE_CHECK(
-      flat.dims.rank == 1 && flat.numel() == layout_.elements && flat.dtype == layout_.dtype,
-      "the gradient arena is (", layout_.elements, ") ", name_of(layout_.dtype), ", got ",
+      flat.dims.rank == 1 && flat.numel() >= layout_.span.end && flat.dtype == layout_.dtype,
+      "the gradient arena is (", layout_.span.end, " or more) ", name_of(layout_.dtype), ", got ",
       to_string(flat.dims), " ", name_of(flat.dtype));
+  const int64_t own = layout_.span.size() / group_.size();
+  SLUICE_CHECK(!packed || (reduction_ == Reduction::reduce_scatter && packed.numel() == own &&
+                           packed.dims.rank == 1 && packed.dtype == layout_.dtype),
+               "packed shards are (", own, ") ", name_of(layout_.dtype), ", got ",
+               to_string(packed.dims), " ", name_of(packed.dtype));
   flat_ = flat;
+  packed_ = packed;
   reported_.clear();
   in_flight_.clear();
   missing_.clear();
@@ -57,8 +67,9 @@ void GradientReducer::begin(const TensorView& flat) {
 
 void GradientReducer::ready(int64_t begin, int64_t end) {
   SLUICE_CHECK(bool(flat_), "ready() before begin()");
-  SLUICE_CHECK(begin >= 0 && begin <= end && end <= layout_.elements, "gradients [", begin, ", ",
-               end, ") of ", layout_.elements);
+  const Slice& span = layout_.span;
+  SLUICE_CHECK(begin >= span.begin && begin <= end && end <= span.end, "gradients [", begin, ", ",
+               end, ") of [", span.begin, ", ", span.end, ")");
   if (begin == end) return;
   report(begin, end);
   for (size_t i = 0; i < buckets_.size(); ++i) {
@@ -66,7 +77,7 @@ void GradientReducer::ready(int64_t begin, int64_t end) {
     missing_[i] -= std::max<int64_t>(0, overlap);
   }
   while (in_flight_.size() < buckets_.size() && missing_[in_flight_.size()] == 0)
-    start_bucket(buckets_[in_flight_.size()]);
+    start_bucket(in_flight_.size());
 }
 
 // Adds a range to the disjoint ones, joined with its neighbours.
@@ -88,29 +99,36 @@ void GradientReducer::report(int64_t begin, int64_t end) {
   }
 }
 
-void GradientReducer::start_bucket(const Slice& bucket) {
-  const auto view = [&](const Slice& elements) {
-    char* data = static_cast<char*>(flat_.data) + elements.begin * int64_t(size_of(flat_.dtype));
-    return TensorView(data, {elements.size()}, flat_.dtype, flat_.device);
-  };
+void GradientReducer::start_bucket(size_t bucket) {
+  const TensorView whole = part_of(flat_, buckets_[bucket]);
   if (reduction_ == Reduction::all_reduce) {
-    in_flight_.push_back(group_.all_reduce(view(bucket), ReduceOp::sum));
+    in_flight_.push_back(group_.all_reduce(whole, ReduceOp::sum));
     return;
   }
-  const Slice part = slice_of(bucket.size(), group_.size(), group_.rank());
-  const Slice own{bucket.begin + part.begin, bucket.begin + part.end};
-  in_flight_.push_back(group_.reduce_scatter(view(bucket), view(own), ReduceOp::sum));
+  const Slice& own = shards_[bucket];
+  // Before it is packed this rank's share of everything below.
+  const int64_t packed_begin = (buckets_[bucket].begin - layout_.span.begin) / group_.size();
+  const TensorView part =
+      packed_ ? part_of(packed_, {packed_begin, packed_begin + own.size()}) : part_of(flat_, own);
+  in_flight_.push_back(group_.reduce_scatter(whole, part, ReduceOp::sum));
 }
 
 void GradientReducer::finish() {
   SLUICE_CHECK(bool(flat_), "finish() before begin()");
-  int64_t covered = 0;  // end of the reported prefix
-  if (!reported_.empty() && reported_.begin()->first == 0) covered = reported_.begin()->second;
-  SLUICE_CHECK(covered == layout_.elements, "the gradient at element ", covered, " of ",
-               layout_.elements, " was never reported as ready");
+  const Slice& span = layout_.span;
+  int64_t covered = span.begin;  // end of the reported prefix
+  if (!reported_.empty() && reported_.begin()->first == covered)
+    covered = reported_.begin()->second;
+  SLUICE_CHECK(covered == span.end, "the gradient at element ", covered, " of [", span.begin, ", ",
+               span.end, ") was never reported as ready");
   flat_ = {};
+  packed_ = {};
   for (const Event& event : in_flight_) event.wait();
   in_flight_.clear();
+}
+
+Event GradientReducer::gather(size_t bucket, const TensorView& flat) const {
+  return group_.all_gather(part_of(flat, shards_[bucket]), part_of(flat, buckets_[bucket]));
 }
 
 }  // namespace sluice

@@ -70,6 +70,7 @@ class Mesh {
   // The same place without the other ranks: all groups are planned (planned_communicator.h).
   Mesh(const MeshShape& shape, int rank);
 
+  bool planned() const { return planned_world_ != nullptr; }
   const MeshShape& shape() const { return shape_; }
   const MeshCoordinates& at() const { return at_; }
   Communicator& world() const { return world_; }

@@ -5,7 +5,7 @@
 
 #include "data/dataset.h"
 #include "layers/model.h"
-#include "parallel/communicator.h"
+#include "parallel/mesh.h"
 
 namespace sluice {
 
@@ -15,10 +15,16 @@ struct EvaluationResult {
   double bits_per_byte = 0;  // with a byte tokenizer, else 0: all bits over predicted bytes
 };
 
-// Collective. Rows are dealt to ranks micro-batch by micro-batch, and losses summed in the order of
-// the rows: the result does not depend on the number of ranks. `max_rows` 0: all.
+struct EvaluationOptions {
+  int64_t seq_len = 0;
+  int64_t micro_batch = 1;  // rows of a forward pass
+  int64_t max_rows = 0;     // 0: all
+};
+
+// Collective. Micro-batches are dealt to the dp ranks in turn, their tokens to the cp ranks, and
+// losses are summed in the order of the rows: the result has the same bits for every number of dp
+// ranks.
 EvaluationResult evaluate(const Context& ctx, const Model& model, TokenStore& store,
-                          Communicator& group, int64_t seq_len, int64_t micro_batch,
-                          int64_t max_rows = 0);
+                          const Mesh& mesh, const EvaluationOptions& options);
 
 }  // namespace sluice

@@ -9,15 +9,7 @@ namespace sluice {
 
 namespace {
 
-GradientBuckets layout_of(const ParameterStore& store) {
-  GradientBuckets layout;
-  for (const Parameter& parameter : store.parameters()) layout.starts.push_back(parameter.offset);
-  std::sort(layout.starts.begin(), layout.starts.end());
-  layout.elements = store.flat_size();
-  layout.dtype = stat_dtype(store.dtype());
-  return layout;
-}
-
+// Of column `column` of a table of `stride` columns, rows [lo, hi).
 double halving_sum(const std::vector<double>& values, int64_t stride, int64_t column, int64_t lo,
                    int64_t hi) {
   if (hi - lo == 1) return values[lo * stride + column];
@@ -26,82 +18,168 @@ double halving_sum(const std::vector<double>& values, int64_t stride, int64_t co
          halving_sum(values, stride, column, middle, hi);
 }
 
+// Whole numbers, so their order does not matter. All branches travel together.
+void sum_counts(Communicator& ranks, StepStatistics& statistics) {
+  std::vector<double> flat;
+  for (const auto& [branch, counts] : statistics.expert_counts)
+    flat.insert(flat.end(), counts.begin(), counts.end());
+  if (flat.empty()) return;
+  ranks.all_reduce(TensorView(flat.data(), {int64_t(flat.size())}), ReduceOp::sum).wait();
+  auto sum = flat.begin();
+  for (auto& [branch, counts] : statistics.expert_counts) {
+    std::copy_n(sum, counts.size(), counts.begin());
+    sum += int64_t(counts.size());
+  }
+}
+
 }  // namespace
 
-GradientAccumulation::GradientAccumulation(ParameterStore& store, Communicator& group,
-                                           int64_t micro_batches, int64_t step_rows, bool allocate)
-    : store_(store),
-      group_(group),
-      step_rows_(step_rows),
-      tree_(micro_batches),
-      reducer_(group, layout_of(store)),
-      buffer_bytes_(store.flat_size() * int64_t(size_of(stat_dtype(store.dtype())))),
-      scalars_(micro_batches * kScalars) {
-  if (allocate) storage_ = Buffer(bytes(), kCpu);
-  char* const data = static_cast<char*>(storage_.data());
-  for (int i = 0; i < tree_.buffers(); ++i) {
-    buffers_.emplace_back(data == nullptr ? nullptr : data + i * buffer_bytes_,
-                          Dims{store.flat_size()}, stat_dtype(store.dtype()));
+MicroBatches deal_micro_batches(const TrainConfig& train, int64_t zero, int64_t dp) {
+  const int64_t micro_batches_of_world = train.global_batch / train.micro_batch;
+  if (train.global_batch % train.micro_batch != 0 || micro_batches_of_world % dp != 0) {
+    throw UsageError(concat("train.global_batch ", train.global_batch,
+                            " must be a multiple of train.micro_batch ", train.micro_batch,
+                            " times dp ", dp, " = ", train.micro_batch * dp));
   }
-  store_.bind_gradients(buffers_[0]);
+  return {.count = micro_batches_of_world / dp,
+          .rows = train.micro_batch,
+          .ranks = dp,
+          .in_turn = zero == 2};
+}
+
+GradientAccumulation::GradientAccumulation(ParameterStore& store, const ShardedArena& arena,
+                                           const Mesh& mesh, const MicroBatches& micro_batches,
+                                           bool allocate)
+    : store_(store),
+      arena_(arena),
+      mesh_(mesh),
+      micro_batches_(micro_batches),
+      tree_(micro_batches.count),
+      scalars_(micro_batches.count * kScalars) {
+  for (const ShardedArena::Group& group : arena.groups()) {
+    reducers_.emplace_back(
+        *group.ranks, group.buckets,
+        arena.shards_state() ? Reduction::reduce_scatter : Reduction::all_reduce);
+  }
+  // One micro-batch needs no sum of shards, nor does one rank have any.
+  const bool packs =
+      arena.shards_gradients() && micro_batches.count > 1 && mesh.shape().world() > 1;
+  const DType dtype = stat_dtype(store.dtype());
+  const int64_t width = int64_t(size_of(dtype));
+  const int64_t level = packs ? arena.owned().elements() : store.flat_size();
+  bytes_ = (tree_.buffers() * level + (packs ? store.flat_size() : 0)) * width;
+  if (allocate) storage_ = Buffer(bytes_, kCpu);
+  const TensorView all(storage_.data(), {bytes_ / width}, dtype);
+  for (int i = 0; i < tree_.buffers(); ++i) buffers_.push_back(all.columns(i * level, {level}));
+  if (packs) leaf_ = all.columns(tree_.buffers() * level, {store.flat_size()});
+  store_.bind_gradients(packs ? leaf_ : buffers_[0]);
+}
+
+HeldTensor GradientAccumulation::gradients() const {
+  return {buffers_[0], reduces_every_leaf() ? &arena_.owned() : nullptr};
+}
+
+void GradientAccumulation::begin_reduction(const TensorView& flat, const TensorView& packed) {
+  int64_t packed_begin = 0;
+  for (size_t i = 0; i < reducers_.size(); ++i) {
+    const Slice span = arena_.groups()[i].buckets.span;
+    const int64_t own = span.size() / arena_.groups()[i].ranks->size();
+    reducers_[i].begin(flat, packed ? packed.columns(packed_begin, {own}) : TensorView{});
+    reducers_[i].ready(arena_.groups()[i].padding, span.end);
+    packed_begin += own;
+  }
+}
+
+void GradientAccumulation::ready(ParameterId id) {
+  const int64_t begin = store_.parameter(id).offset;
+  for (size_t i = 0; i < reducers_.size(); ++i) {
+    if (begin < arena_.groups()[i].buckets.span.end)
+      return reducers_[i].ready(begin, store_.padded_end(id));
+  }
+}
+
+void GradientAccumulation::finish_reduction() {
+  for (GradientReducer& reducer : reducers_) reducer.finish();
 }
 
 void GradientAccumulation::run_leaf(const Context& ctx, const Model& model, const Step& step,
-                                    int64_t index, const Batch& batch) {
+                                    int64_t index) {
+  const Batch batch = step.next_batch();
   const MicroBatchTree::Leaf leaf = tree_.leaf(index);
   const bool last = index + 1 == tree_.leaves();
-  zero(ctx, buffers_[leaf.buffer]);
-  store_.bind_gradients(buffers_[leaf.buffer]);
+  const bool reduces = last || reduces_every_leaf();
+  const TensorView& own = buffers_[leaf.buffer];
+  const TensorView& flat = reduces_every_leaf() ? leaf_ : own;
+  zero(ctx, flat);
+  store_.bind_gradients(flat);
   StepStatistics statistics;
   statistics.expert_counts.swap(statistics_.expert_counts);  // counts go on, losses start anew
   TrainingPass pass{
       .loss_scale = step.loss_scale, .statistics = &statistics, .routing = step.routing};
-  if (last) {
-    reducer_.begin(buffers_[0]);
+  if (reduces) {
+    begin_reduction(reduces_every_leaf() ? leaf_ : buffers_[0],
+                    reduces_every_leaf() ? own : TensorView{});
     pass.gradient_ready = [&](ParameterId id) {
-      const int64_t begin = store_.parameter(id).offset;
-      const int64_t end = store_.padded_end(id);
-      merge_leaf(leaf, buffers_, begin, end);
-      reducer_.ready(begin, end);
+      if (!reduces_every_leaf() && !ctx.counting())
+        merge_leaf(leaf, buffers_, store_.parameter(id).offset, store_.padded_end(id));
+      ready(id);
     };
   }
-  Rows rows = batch.rows();
-  rows.step_rows = step_rows_;
   double* const scalars = &scalars_[index * kScalars];
-  scalars[0] =
-      model.train(ctx, {.tokens = batch.tokens(), .targets = batch.targets(), .rows = rows}, pass);
+  scalars[0] = model.train(
+      ctx, {.tokens = batch.tokens(), .targets = batch.targets(), .rows = batch.rows()}, pass);
   scalars[1] = statistics.balance_loss;
   scalars[2] = statistics.z_loss;
   statistics_.expert_counts.swap(statistics.expert_counts);
-  if (!last) merge_leaf(leaf, buffers_, 0, store_.flat_size());
+  if (reduces_every_leaf()) finish_reduction();
+  if ((reduces_every_leaf() || !last) && !ctx.counting())
+    merge_leaf(leaf, buffers_, 0, own.numel());
 }
 
-StepSums GradientAccumulation::run(const Context& ctx, const Model& model, const Step& step,
-                                   const std::function<Batch()>& next_batch) {
+StepSums GradientAccumulation::run(const Context& ctx, const Model& model, const Step& step) {
   statistics_ = {};
-  for (int64_t i = 0; i < tree_.leaves(); ++i) run_leaf(ctx, model, step, i, next_batch());
+  for (int64_t i = 0; i < tree_.leaves(); ++i) run_leaf(ctx, model, step, i);
   StepSums sums = sum_over_world();
-  reducer_.finish();
-  store_.bind_gradients(buffers_[0]);
+  if (!reduces_every_leaf()) {
+    finish_reduction();
+    store_.bind_gradients(buffers_[0]);
+  }
   return sums;
 }
 
 StepSums GradientAccumulation::sum_over_world() {
-  const int64_t micro_batches = tree_.leaves() * group_.size();
-  std::vector<double> all(micro_batches * kScalars);
-  group_
+  Communicator& ranks = mesh_.joined({Axis::dp, Axis::cp});
+  std::vector<double> gathered(scalars_.size() * ranks.size());
+  ranks
       .all_gather(ConstTensorView(scalars_.data(), {int64_t(scalars_.size())}),
-                  TensorView(all.data(), {int64_t(all.size())}))
+                  TensorView(gathered.data(), {int64_t(gathered.size())}))
       .wait();
   StepSums sums;
-  sums.loss = halving_sum(all, kScalars, 0, 0, micro_batches);
-  sums.statistics.balance_loss = halving_sum(all, kScalars, 1, 0, micro_batches);
-  sums.statistics.z_loss = halving_sum(all, kScalars, 2, 0, micro_batches);
+  const std::vector<double> table = sum_over_sequence(gathered);
+  const int64_t all = micro_batches_.count * micro_batches_.ranks;
+  sums.loss = halving_sum(table, kScalars, 0, 0, all);
+  sums.statistics.balance_loss = halving_sum(table, kScalars, 1, 0, all);
+  sums.statistics.z_loss = halving_sum(table, kScalars, 2, 0, all);
   sums.statistics.expert_counts = std::move(statistics_.expert_counts);
-  for (auto& [branch, counts] : sums.statistics.expert_counts) {
-    group_.all_reduce(TensorView(counts.data(), {int64_t(counts.size())}), ReduceOp::sum).wait();
-  }
+  sum_counts(ranks, sums.statistics);
   return sums;
+}
+
+// Scalars by rank of dp and cp, to scalars by global micro-batch.
+std::vector<double> GradientAccumulation::sum_over_sequence(
+    const std::vector<double>& gathered) const {
+  const int64_t cp = mesh_.shape().cp;
+  const int64_t of_rank = micro_batches_.count * kScalars;
+  std::vector<double> table(gathered.size() / cp);
+  for (int64_t rank = 0; rank < micro_batches_.ranks; ++rank) {
+    for (int64_t i = 0; i < of_rank; ++i) {
+      const int64_t micro_batch = micro_batches_.index(rank, i / kScalars);
+      double& sum = table[micro_batch * kScalars + i % kScalars];
+      for (int64_t shard = 0; shard < cp; ++shard)
+        sum += gathered[(rank * cp + shard) * of_rank + i];
+    }
+  }
+  return table;
 }
 
 }  // namespace sluice

@@ -1,7 +1,15 @@
 // The gradient of a step, summed over all micro-batches of the world in one order: the halving tree
-// over their global index (parallel/halving_tree.h). Rank r of dp holds micro-batches
-// [r m, (r + 1) m) of the M = m * dp. Inside a rank the sum is a stack of buffers; across ranks it
-// is the reducer's, and starts bucket by bucket while the last micro-batch's backward runs.
+// over their global index (parallel/halving_tree.h). Inside a rank the sum is a stack of buffers;
+// across ranks it is the reducers', bucket by bucket while a backward runs.
+//
+// zero 0, 1: a rank adds up its micro-batches, and reduces them in the last one's backward. It
+// takes
+//   neighbouring ones, so its sum is a subtree if the number of dp ranks is a power of two.
+// zero 2: every micro-batch is reduced in its own backward, and a rank adds up its shards. The
+// ranks
+//   take micro-batches in turn, so what is reduced together is a subtree if the number of
+//   micro-batches of a rank is a power of two.
+// Then the sum has the bits of one rank's.
 #pragma once
 
 #include <functional>
@@ -9,10 +17,26 @@
 
 #include "data/batch.h"
 #include "layers/model.h"
-#include "parallel/gradient_reducer.h"
 #include "parallel/micro_batch_tree.h"
+#include "trainer/config.h"
+#include "trainer/sharded_arena.h"
 
 namespace sluice {
+
+// How the micro-batches of a step are dealt to the dp ranks.
+struct MicroBatches {
+  int64_t count = 0;  // of each rank
+  int64_t rows = 0;   // of each micro-batch
+  int64_t ranks = 1;  // dp
+  bool in_turn = false;
+
+  // Global number of a rank's i-th.
+  int64_t index(int64_t rank, int64_t i) const {
+    return in_turn ? i * ranks + rank : rank * count + i;
+  }
+};
+// Throws UsageError if global_batch does not deal out. `zero`: parallel.zero.
+MicroBatches deal_micro_batches(const TrainConfig& train, int64_t zero, int64_t dp);
 
 // Sums over the step, world-wide; the same on every rank, and for every number of ranks.
 struct StepSums {
@@ -22,40 +46,48 @@ struct StepSums {
 
 class GradientAccumulation {
  public:
-  // `micro_batches`: of this rank in a step of `step_rows` rows, world-wide. With allocate = false
-  // (planning) there is no memory.
-  GradientAccumulation(ParameterStore& store, Communicator& group, int64_t micro_batches,
-                       int64_t step_rows, bool allocate = true);
+  // The references must outlive it. With allocate = false (planning) there is no memory.
+  GradientAccumulation(ParameterStore& store, const ShardedArena& arena, const Mesh& mesh,
+                       const MicroBatches& micro_batches, bool allocate = true);
 
   // What all micro-batches of a step have in common.
   struct Step {
-    double loss_scale = 1;           // 1 / target tokens of the step, world-wide
-    RoutingTape* routing = nullptr;  // optional
+    double loss_scale = 1;                   // 1 / target tokens of the step, world-wide
+    RoutingTape* routing = nullptr;          // optional
+    std::function<Batch()> next_batch = {};  // gives them in order
   };
-  // Runs every micro-batch (next_batch gives them in order) and reduces. Afterwards the store's
-  // bound gradients hold the world's sum.
-  StepSums run(const Context& ctx, const Model& model, const Step& step,
-               const std::function<Batch()>& next_batch);
+  // Runs every micro-batch and reduces. Afterwards gradients() holds the world's sum of what this
+  // rank owns (with zero 0: of everything).
+  StepSums run(const Context& ctx, const Model& model, const Step& step);
+  HeldTensor gradients() const;
 
-  int64_t bytes() const { return int64_t(tree_.buffers()) * buffer_bytes_; }
+  const std::vector<GradientReducer>& reducers() const { return reducers_; }
+  int64_t bytes() const { return bytes_; }
 
  private:
   // What one micro-batch adds to StepSums, as it travels: loss, balance loss, z-loss.
   static constexpr int64_t kScalars = 3;
-  void run_leaf(const Context& ctx, const Model& model, const Step& step, int64_t index,
-                const Batch& batch);
+
+  bool reduces_every_leaf() const { return bool(leaf_); }
+  void run_leaf(const Context& ctx, const Model& model, const Step& step, int64_t index);
+  void begin_reduction(const TensorView& flat, const TensorView& packed);
+  void ready(ParameterId id);
+  void finish_reduction();
   StepSums sum_over_world();
+  std::vector<double> sum_over_sequence(const std::vector<double>& gathered) const;
 
   ParameterStore& store_;
-  Communicator& group_;
-  int64_t step_rows_;
+  const ShardedArena& arena_;
+  const Mesh& mesh_;
+  MicroBatches micro_batches_;
   MicroBatchTree tree_;
-  GradientReducer reducer_;
-  int64_t buffer_bytes_;
+  std::vector<GradientReducer> reducers_;  // by group of the arena
+  int64_t bytes_ = 0;
   Buffer storage_;
-  std::vector<TensorView> buffers_;
-  std::vector<double> scalars_;  // (micro_batches, kScalars)
-  StepStatistics statistics_;    // of this rank's micro-batches: expert counts
+  std::vector<TensorView> buffers_;  // of the tree: whole arenas, or owned shards packed
+  TensorView leaf_;                  // a whole arena, where a leaf's gradient is not in buffers_
+  std::vector<double> scalars_;      // (micro-batches of this rank, kScalars)
+  StepStatistics statistics_;        // of this rank's micro-batches: expert counts
 };
 
 }  // namespace sluice

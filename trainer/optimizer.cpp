@@ -6,22 +6,15 @@
 
 namespace sluice {
 
-namespace {
-
-TensorView span_of(const TensorView& flat, int64_t begin, int64_t end) {
-  return flat.columns(begin, {end - begin});
-}
-
-}  // namespace
-
-Optimizer::Optimizer(const OptimizerConfig& config, const ParameterStore& store, bool allocate)
-    : config_(config), store_(store) {
+Optimizer::Optimizer(const OptimizerConfig& config, const ParameterStore& store,
+                     const PackedSlices& held, bool allocate)
+    : config_(config), store_(store), held_(held) {
   const DType dtype = stat_dtype(store.dtype());
-  const int64_t bytes = store.flat_size() * int64_t(size_of(dtype));
+  const int64_t bytes = held.elements() * int64_t(size_of(dtype));
   if (allocate) storage_ = Buffer(2 * bytes, kCpu);
   char* const data = static_cast<char*>(storage_.data());
-  exp_avg_ = TensorView(data, {store.flat_size()}, dtype);
-  exp_avg_sq_ = TensorView(data == nullptr ? nullptr : data + bytes, {store.flat_size()}, dtype);
+  exp_avg_ = TensorView(data, {held.elements()}, dtype);
+  exp_avg_sq_ = TensorView(data == nullptr ? nullptr : data + bytes, {held.elements()}, dtype);
 
   std::vector<int32_t> order(store.parameters().size());
   for (size_t i = 0; i < order.size(); ++i) order[i] = int32_t(i);
@@ -44,19 +37,22 @@ Optimizer::Optimizer(const OptimizerConfig& config, const ParameterStore& store,
   }
 }
 
-void Optimizer::update(const Context& ctx, double lr, double grad_scale) {
-  ++t_;
-  for (const Span& span : spans_) {
-    adamw(ctx, {.value = span_of(store_.values(), span.begin, span.end),
-                .grad = span_of(store_.gradients(), span.begin, span.end),
-                .exp_avg = span_of(exp_avg_, span.begin, span.end),
-                .exp_avg_sq = span_of(exp_avg_sq_, span.begin, span.end),
-                .lr = lr * span.lr_scale,
+void Optimizer::update(const Context& ctx, const Update& update, const Slice& part) {
+  auto span = std::partition_point(spans_.begin(), spans_.end(), [&](const Span& candidate) {
+    return candidate.end <= part.begin;
+  });
+  for (; span != spans_.end() && span->begin < part.end; ++span) {
+    const Slice both{std::max(part.begin, span->begin), std::min(part.end, span->end)};
+    adamw(ctx, {.value = store_.values().columns(both.begin, {both.size()}),
+                .grad = update.gradients.at(both),
+                .exp_avg = exp_avg().at(both),
+                .exp_avg_sq = exp_avg_sq().at(both),
+                .lr = update.lr * span->lr_scale,
                 .beta1 = config_.betas[0],
                 .beta2 = config_.betas[1],
                 .eps = config_.eps,
-                .weight_decay = span.weight_decay,
-                .grad_scale = grad_scale,
+                .weight_decay = span->weight_decay,
+                .grad_scale = update.grad_scale,
                 .t = t_});
   }
 }

@@ -3,11 +3,7 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
-#include "parallel/self_communicator.h"
-#include "trainer/gradient_accumulation.h"
-#include "trainer/optimizer.h"
-#include "trainer/step_memory.h"
-#include "trainer/trainer.h"
+#include "trainer/step_engine.h"
 
 namespace sluice {
 
@@ -50,13 +46,19 @@ Plan make_plan(const Config& config, int world) {
                             .ep = int(config.parallel.ep),
                             .cp = int(config.parallel.cp)},
                            world);
-  const StepShape shape = step_shape(config.train, plan.mesh.dp, 0);
-  ParameterStore store(DType::f32);
-  const Model model(config.model, store, {.recompute = config.train.recompute});
-  store.freeze(/*allocate=*/false);
+  const Mesh mesh(plan.mesh, 0);
+  StepEngine engine(config, mesh);
+  engine.count_step();
+  for (const Mesh::Group& group : mesh.groups()) {
+    int64_t& bytes = plan.wire_bytes_per_step[group.axes];
+    for (int verb = 0; verb < kNumVerbs; ++verb) bytes += group.group->traffic(Verb(verb)).sent;
+  }
+  engine.count_evaluation();
+  const ParameterStore& store = engine.store();
+  const Model& model = engine.model();
   double active = 0;
   for (const Parameter& parameter : store.parameters()) {
-    const int64_t count = parameter.dims.numel();
+    const int64_t count = parameter.global_dims.numel();
     plan.total_params += count;
     plan.by_kind[kind_of(parameter.name)] += count;
     active += active_share(parameter, model.branches()) * double(count);
@@ -65,21 +67,13 @@ Plan make_plan(const Config& config, int world) {
   plan.flops_per_token = model.flops_per_token(config.train.seq_len);
   plan.stack = stack_letters(model.branches());
 
-  const std::unique_ptr<Communicator> self = make_self_communicator();
-  const GradientAccumulation accumulation(store, *self, shape.micro_batches,
-                                          config.train.global_batch,
-                                          /*allocate=*/false);
-  const ArenaPeaks peaks = count_training(model, config.train.micro_batch, config.train.seq_len);
-  const int64_t flat_bytes = store.flat_size() * int64_t(size_of(store.dtype()));
-  plan.values = flat_bytes;
-  plan.gradients = accumulation.bytes();
-  plan.optimizer = 2 * flat_bytes;
-  plan.saved = int64_t(peaks.saved);
-  plan.scratch = int64_t(peaks.scratch);
+  const EngineMemory memory = engine.memory();
+  plan.values = memory.values;
+  plan.gradients = memory.gradients;
+  plan.optimizer = memory.optimizer;
+  plan.saved = memory.saved;
+  plan.scratch = memory.scratch;
   plan.available = int64_t(sysconf(_SC_PHYS_PAGES)) * int64_t(sysconf(_SC_PAGE_SIZE)) / world;
-  // Gradients travel twice, each time all but a rank's own share: scattered as parts, gathered as
-  // sums.
-  plan.wire_bytes_per_step["dp"] = 2 * (flat_bytes - flat_bytes / plan.mesh.dp);
   plan.checkpoint_bytes = 3 * plan.total_params * int64_t(sizeof(float));
   plan.remedy = remedy_of(plan, config);
   return plan;

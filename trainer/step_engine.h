@@ -10,6 +10,7 @@
 #include "parallel/mesh.h"
 #include "trainer/config.h"
 #include "trainer/gradient_accumulation.h"
+#include "trainer/gradient_norm.h"
 #include "trainer/optimizer.h"
 #include "trainer/step_memory.h"
 
@@ -27,13 +28,6 @@ struct StepReport {
   double step_s = 0;
 };
 
-// How a step is dealt to the ranks. Throws UsageError if it cannot be.
-struct StepShape {
-  int64_t micro_batches = 0;  // of a rank
-  int64_t first_row = 0;      // of this rank in the step
-};
-StepShape step_shape(const TrainConfig& train, int64_t dp, int64_t dp_rank);
-
 struct StepInput {
   double lr = 0;
   int64_t targets = 0;  // target tokens of the whole step, world-wide
@@ -42,48 +36,75 @@ struct StepInput {
   RoutingTape* routing = nullptr;  // optional
 };
 
+// Bytes on one rank.
+struct EngineMemory {
+  int64_t values = 0;
+  int64_t gradients = 0;  // all buffers of the accumulation
+  int64_t optimizer = 0;
+  int64_t saved = 0;  // activations kept for the backward
+  int64_t scratch = 0;
+
+  int64_t total() const { return values + gradients + optimizer + saved + scratch; }
+};
+
 class StepEngine {
  public:
   // Collective over the mesh, which must outlive the engine. Of the configuration it reads model,
   // train, optimizer, parallel.zero and seed. Builds the model with its initial values and
   // allocates everything. Throws UsageError for what the configuration and the mesh do not allow.
+  //
+  // On a planned mesh nothing is allocated: such an engine only counts.
   StepEngine(const Config& config, const Mesh& mesh, DType dtype = DType::f32);
+  StepEngine(const StepEngine&) = delete;  // its parts refer to each other
+  StepEngine& operator=(const StepEngine&) = delete;
 
   // Collective. Values, moments and t are updated unless the step was not finite.
   StepReport step(const StepInput& input);
+  // The same without memory, on a planned mesh: afterwards the traffic of the mesh's groups is that
+  // of a step, and memory() says what it needs. An evaluation may need more.
+  void count_step();
+  void count_evaluation();
 
   // Which micro-batches this rank takes in a step: their number, the first row of one in the
   // step's global batch, the number of its rows, and the part of every row.
-  int64_t num_micro_batches() const { return shape_.micro_batches; }
+  int64_t num_micro_batches() const { return micro_batches_.count; }
   int64_t first_row(int64_t micro_batch) const {
-    return shape_.first_row + micro_batch * config_.train.micro_batch;
+    return micro_batches_.index(mesh_.at().dp, micro_batch) * micro_batches_.rows;
   }
-  int64_t micro_batch_rows() const { return config_.train.micro_batch; }
+  int64_t micro_batch_rows() const { return micro_batches_.rows; }
   SequenceShard sequence_shard() const { return {mesh_.at().cp, mesh_.shape().cp}; }
 
   const Mesh& mesh() const { return mesh_; }
+  const ShardedArena& arena() const { return arena_; }
   ParameterStore& store() { return store_; }
   const ParameterStore& store() const { return store_; }
   Optimizer& optimizer() { return optimizer_; }
+  const Optimizer& optimizer() const { return optimizer_; }
   const Model& model() const { return model_; }
-  Context context() { return arenas_->context(); }
-  const ArenaPeaks& arena_peaks() const { return peaks_; }
-  int64_t memory_bytes() const;  // of arenas, values, gradients and moments on this rank
+  Context context() { return arenas_.context(); }
+  EngineMemory memory() const;
+
+  // Collective. The last step's gradient, unclipped, into a flat tensor of the store's layout: of
+  // all parameters that this rank holds, whoever owns them.
+  void gather_gradients(const TensorView& flat);
 
  private:
+  StepArenas make_arenas() const;
   void accumulate_gradients(const StepInput& input, StepReport& report);
   void measure_gradient(StepReport& report);
   void update(StepReport& report);
+  void update_shards(const Optimizer::Update& update);
 
   Config config_;
   const Mesh& mesh_;
-  StepShape shape_;
+  MicroBatches micro_batches_;
   ParameterStore store_;
   Model model_;
+  ShardedArena arena_;
   Optimizer optimizer_;
-  std::unique_ptr<GradientAccumulation> accumulation_;
-  ArenaPeaks peaks_;
-  std::unique_ptr<StepArenas> arenas_;
+  GradientAccumulation accumulation_;
+  GradientNorm norm_;
+  StepArenas arenas_;
 };
 
 }  // namespace sluice

@@ -54,7 +54,12 @@ class StepArenas {
  public:
   explicit StepArenas(const ArenaPeaks& peaks)
       : saved_("saved", peaks.saved, kCpu), scratch_("scratch", peaks.scratch, kCpu) {}
+  // Without memory: for runs that find the peaks.
+  StepArenas()
+      : saved_(Arena::counting("saved", kCpu)), scratch_(Arena::counting("scratch", kCpu)) {}
 
+  ArenaPeaks peaks() const { return {saved_.peak(), scratch_.peak()}; }
+  ArenaPeaks capacities() const { return {saved_.capacity(), scratch_.capacity()}; }
   Context context() {
     return {.device = kCpu, .stream = {}, .saved = &saved_, .scratch = &scratch_, .rng = {}};
   }

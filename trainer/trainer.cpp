@@ -54,7 +54,7 @@ void Trainer::start_prefetch() {
         const int64_t step = first_step + n / engine_.num_micro_batches();
         if (step >= config_.train.steps) return std::nullopt;
         return sampler_->batch(step, engine_.first_row(n % engine_.num_micro_batches()),
-                               engine_.micro_batch_rows());
+                               engine_.micro_batch_rows(), engine_.sequence_shard());
       },
       config_.data.prefetch);
 }
@@ -79,8 +79,10 @@ StepReport Trainer::step() {
 
 EvaluationResult Trainer::evaluate_held_out() {
   SLUICE_CHECK(held_out_ != nullptr, "there is no held-out store");
-  return evaluate(engine_.context(), engine_.model(), *held_out_, engine_.mesh().axis(Axis::dp),
-                  config_.train.seq_len, config_.train.micro_batch, config_.train.eval_rows);
+  return evaluate(engine_.context(), engine_.model(), *held_out_, engine_.mesh(),
+                  {.seq_len = config_.train.seq_len,
+                   .micro_batch = config_.train.micro_batch,
+                   .max_rows = config_.train.eval_rows});
 }
 
 }  // namespace sluice

@@ -32,8 +32,7 @@ class Trainer {
   Optimizer& optimizer() { return engine_.optimizer(); }
   const Model& model() const { return engine_.model(); }
   Sampler& sampler() { return *sampler_; }
-  const ArenaPeaks& arena_peaks() const { return engine_.arena_peaks(); }
-  int64_t memory_bytes() const { return engine_.memory_bytes(); }
+  int64_t memory_bytes() const { return engine_.memory().total(); }  // on this rank
 
  private:
   void start_prefetch();

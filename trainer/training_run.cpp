@@ -12,6 +12,7 @@
 #include "trainer/checkpoint/config_lock.h"
 #include "trainer/checkpoint/folders.h"
 #include "trainer/checkpoint/reader.h"
+#include "trainer/engine_state.h"
 #include "trainer/environment.h"
 #include "trainer/error_report.h"
 #include "trainer/model_source.h"
@@ -171,15 +172,16 @@ void TrainingRun::initialise_from(const std::string& path) {
   for (size_t i = 0; i < store.parameters().size(); ++i) {
     const Parameter& parameter = store.parameters()[i];
     const ParameterId id = source.store->find(parameter.name);
-    if (id.index < 0 || !(source.store->parameter(id).dims == parameter.dims)) {
+    if (id.index < 0 || !(source.store->parameter(id).dims == parameter.global_dims)) {
       throw UsageError(fmt::format(
           "model.init_from: {} has {} {} {}; the configuration needs {}: give it the same model",
           path, id.index < 0 ? "no" : "another", parameter.name,
           id.index < 0 ? "" : to_string(source.store->parameter(id).dims),
-          to_string(parameter.dims)));
+          to_string(parameter.global_dims)));
     }
-    const TensorView value = source.store->value(id);
-    std::copy_n(value.as<float>(), value.numel(), store.value({int32_t(i)}).as<float>());
+    const float* const whole = source.store->value(id).as<float>();
+    std::copy_n(whole + parameter.first_element(), parameter.dims.numel(),
+                store.value({int32_t(i)}).as<float>());
   }
 }
 
@@ -220,12 +222,7 @@ void TrainingRun::resume_from(const VerifiedCheckpoint& found, bool in_place) {
 }
 
 void TrainingRun::load_all(const VerifiedCheckpoint& found) {
-  std::vector<TensorSink> sinks;
-  for (const LocalPiece& piece : pieces()) {
-    sinks.push_back(
-        {piece.name, piece.dtype, piece.dims, piece.region, const_cast<void*>(piece.data)});
-  }
-  load_checkpoint(found.folder, found.manifest, sinks);
+  load_checkpoint(found.folder, found.manifest, sinks_to_load(trainer_->engine(), LoadScope::all));
   const TrainingState& saved = found.manifest.state;
   trainer_->optimizer().set_t(saved.optimizer_t);
   trainer_->set_steps_done(saved.step, saved.data.at("rows").get<int64_t>());
@@ -234,13 +231,9 @@ void TrainingRun::load_all(const VerifiedCheckpoint& found) {
 
 void TrainingRun::start_from_weights(const VerifiedCheckpoint& found) {
   agree(peers_, [&] {
-    std::vector<TensorSink> sinks;
-    for (const LocalPiece& piece : pieces()) {
-      if (piece.kind != TensorKind::model) continue;
-      sinks.push_back(
-          {piece.name, piece.dtype, piece.dims, piece.region, const_cast<void*>(piece.data)});
-    }
-    load_checkpoint(found.folder, found.manifest, sinks, LoadScope::model_only);
+    load_checkpoint(found.folder, found.manifest,
+                    sinks_to_load(trainer_->engine(), LoadScope::model_only),
+                    LoadScope::model_only);
   });
 }
 
@@ -356,7 +349,7 @@ void TrainingRun::save() {
   if (metrics_file_) metrics_file_->sync();
   SaveResult result;
   try {
-    result = writer_->save(state(), share_of(pieces(), peers_.rank(), peers_.size()));
+    result = writer_->save(state(), pieces_to_save(trainer_->engine()));
   } catch (const Error& error) {
     throw AgreedFailure(error.code(), error.what());  // on all ranks alike
   }
@@ -386,27 +379,6 @@ TrainingState TrainingRun::state() const {
           .optimizer_t = trainer_->optimizer().t(),
           .runtime = runtime_info(),
           .loss = last_loss_};
-}
-
-std::vector<LocalPiece> TrainingRun::pieces() const {
-  const ParameterStore& store = trainer_->store();
-  std::vector<LocalPiece> pieces;
-  const auto add = [&](const std::string& prefix, TensorKind kind, const TensorView& flat) {
-    for (size_t i = 0; i < store.parameters().size(); ++i) {
-      const Parameter& parameter = store.parameters()[i];
-      pieces.push_back({.name = prefix + parameter.name,
-                        .kind = kind,
-                        .dtype = flat.dtype,
-                        .dims = parameter.dims,
-                        .parts = parameter.parts,
-                        .region = whole_region(parameter.dims),
-                        .data = store.view(flat, {int32_t(i)}).data});
-    }
-  };
-  add("", TensorKind::model, store.values());
-  add("exp_avg/", TensorKind::optim, trainer_->optimizer().exp_avg());
-  add("exp_avg_sq/", TensorKind::optim, trainer_->optimizer().exp_avg_sq());
-  return pieces;
 }
 
 }  // namespace sluice

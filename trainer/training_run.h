@@ -64,7 +64,6 @@ class TrainingRun {
   Requests agree_on_requests();
   void save();
   TrainingState state() const;
-  std::vector<LocalPiece> pieces() const;
   void note(const std::string& text);
 
   Config config_;

@@ -20,13 +20,13 @@ struct Rows {
 
   // (B, row_tokens) i32. Token s is visible to t iff doc_begin[t] <= s <= t. Negative where the
   // document began in an earlier row.
-  ConstTensorView doc_begin;
+  ConstTensorView doc_begin = {};
   // (B, T) i32: doc_begin of this rank's tokens minus `begin`, the form operators take.
-  ConstTensorView local_doc_begin;
+  ConstTensorView local_doc_begin = {};
   // (B, T) i32: index of the token in its document.
-  ConstTensorView positions;
+  ConstTensorView positions = {};
   // First token of every sequence rank, and row_tokens last.
-  std::vector<int64_t> cuts;
+  std::vector<int64_t> cuts = {};
 };
 
 }  // namespace sluice

@@ -5,16 +5,13 @@
 
 namespace sluice {
 
-void squared_norm(const Context& ctx, const SquaredNorm& args) {
+void block_squares(const Context& ctx, const BlockSquares& args) {
   const auto [n] = args.x.shape<1>("x: (n)");
   expect("x", args.x, {n}, args.x.dtype, ctx.device);
-  expect("sum", args.sum, {1}, DType::f64, ctx.device);
-  const ArenaScope scope(*ctx.scratch);
-  const int64_t blocks = (n + cpu::kNormBlock - 1) / cpu::kNormBlock;
-  const TensorView partial = ctx.scratch->alloc({blocks}, DType::f64);
+  expect("sums", args.sums, {(n + kNormBlock - 1) / kNormBlock}, DType::f64, ctx.device);
   if (ctx.counting()) return;
-  if (!ctx.device.is_cpu()) fail_no_cuda("squared_norm");
-  dispatch_float(args.x.dtype, [&]<class T>() { cpu::squared_norm<T>(args, partial); });
+  if (!ctx.device.is_cpu()) fail_no_cuda("block_squares");
+  dispatch_float(args.x.dtype, [&]<class T>() { cpu::block_squares<T>(args); });
 }
 
 }  // namespace sluice

@@ -5,10 +5,7 @@
 
 namespace sluice::cpu {
 
-inline constexpr int64_t kNormBlock = 65536;  // elements
-
-// partial: (ceil(n / kNormBlock)) f64, scratch.
 template <class T>
-void squared_norm(const SquaredNorm& args, TensorView partial);
+void block_squares(const BlockSquares& args);
 
 }  // namespace sluice::cpu

@@ -7,10 +7,8 @@
 #include <nlohmann/json.hpp>
 
 #include "data/batch.h"
-#include "kernels/elementwise/elementwise.h"
-#include "kernels/grad_norm/grad_norm.h"
-#include "trainer/optimizer.h"
-#include "trainer/step_memory.h"
+#include "parallel/self_communicator.h"
+#include "trainer/step_engine.h"
 
 namespace sluice::bench {
 namespace {
@@ -39,46 +37,30 @@ Batch random_batch(int64_t B, int64_t T, int64_t vocab) {
   return batch;
 }
 
-// One rank's step, as Trainer takes it with a single micro-batch.
+// One rank's step with a single micro-batch.
 class Step {
  public:
-  Step(const Config& config, const StepCase& step)
-      : store_(DType::f32),
-        model_(config.model, store_),
-        optimizer_((store_.freeze(), config.optimizer), store_),
-        gradients_(store_.flat_size() * sizeof(float), kCpu),
-        peaks_(count_training(model_, step.B, step.T)),
-        arenas_(peaks_),
-        batch_(random_batch(step.B, step.T, config.model.vocab_size)) {
-    store_.initialise(1);
-    store_.bind_gradients(TensorView(gradients_.data(), {store_.flat_size()}, DType::f32));
+  Step(Config config, const StepCase& step) : self_(make_self_communicator()), mesh_(*self_, {}) {
+    config.train.global_batch = config.train.micro_batch = step.B;
+    config.train.seq_len = step.T;
+    config.parallel = {};
+    engine_ = std::make_unique<StepEngine>(config, mesh_);
+    step_ = step;
   }
 
   void run() {
-    const Context ctx = arenas_.context();
-    zero(ctx, store_.gradients());
-    model_.train(ctx,
-                 {.tokens = batch_.tokens(), .targets = batch_.targets(), .rows = batch_.rows()},
-                 {.loss_scale = 1.0 / double(batch_.num_targets())});
-    double squares = 0;
-    squared_norm(ctx, {.x = store_.gradients(), .sum = TensorView(&squares, {1})});
-    optimizer_.update(ctx, /*lr=*/1e-4, /*grad_scale=*/std::min(1.0, 1 / std::sqrt(squares)));
+    Batch batch = random_batch(step_.B, step_.T, engine_->model().config().vocab_size);
+    const int64_t targets = batch.num_targets();
+    engine_->step({.lr = 1e-4, .targets = targets, .next_batch = [&] { return std::move(batch); }});
   }
 
-  int64_t num_parameters() const { return store_.num_elements(); }
-  double flops_per_token(int64_t T) const { return model_.flops_per_token(T); }
-  size_t bytes() const {
-    return 4 * size_t(store_.flat_size()) * sizeof(float) + peaks_.saved + peaks_.scratch;
-  }
+  const StepEngine& engine() const { return *engine_; }
 
  private:
-  ParameterStore store_;
-  Model model_;
-  Optimizer optimizer_;
-  Buffer gradients_;
-  ArenaPeaks peaks_;
-  StepArenas arenas_;
-  Batch batch_;
+  std::unique_ptr<Communicator> self_;
+  Mesh mesh_;
+  std::unique_ptr<StepEngine> engine_;
+  StepCase step_;
 };
 
 }  // namespace
@@ -103,9 +85,9 @@ StepResult measure_step(const StepCase& step, const Ceilings& ceilings) {
   }
   std::sort(ms.begin(), ms.end());
   result.timing = {.median_ms = ms[kRuns / 2], .spread = (ms.back() - ms.front()) / ms[kRuns / 2]};
-  result.num_parameters = training.num_parameters();
-  result.peak_gib = double(training.bytes()) / double(1 << 30);
-  result.flops = training.flops_per_token(step.T) * double(step.B * step.T);
+  result.num_parameters = training.engine().store().num_elements();
+  result.peak_gib = double(training.engine().memory().total()) / double(1 << 30);
+  result.flops = training.engine().model().flops_per_token(step.T) * double(step.B * step.T);
   return result;
 }
 

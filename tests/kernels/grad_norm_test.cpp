@@ -12,21 +12,44 @@
 namespace sluice::test {
 namespace {
 
-double norm_of(const Tensor& x) {
+Tensor block_sums(const Tensor& x) {
   TestContext ctx;
-  Tensor sum({1}, DType::f64);
-  squared_norm(ctx, {.x = x, .sum = sum});
-  return sum.get(0);
+  Tensor sums({(x.numel() + kNormBlock - 1) / kNormBlock}, DType::f64);
+  block_squares(ctx, {.x = x, .sums = sums});
+  return sums;
+}
+
+double norm_of(const Tensor& x) {
+  double sum = 0;
+  for (const double block : block_sums(x).values()) sum += block;
+  return sum;
 }
 
 TEST(GradNorm, HandComputed) {
-  Tensor x({3}, DType::f32);
-  x.fill({3, -4, 12});
-  EXPECT_EQ(norm_of(x), 169);
+  Tensor x({kNormBlock + 2}, DType::f32);
+  x.fill(0);
+  x.set(0, 3);
+  x.set(kNormBlock - 1, -4);
+  x.set(kNormBlock, 12);
+  x.set(kNormBlock + 1, 1);
+  EXPECT_EQ(block_sums(x).values(), (std::vector<double>{25, 145}));
+}
+
+// What the trainer relies on: a shard's blocks are the whole's.
+TEST(GradNorm, AShardCutAtBlocksHasTheSameBits) {
+  const Tensor x = normal({6 * kNormBlock}, DType::f32, 1);
+  const std::vector<double> whole = block_sums(x).values();
+  std::vector<double> cut;
+  for (const auto& [begin, blocks] : {std::pair{0, 1}, {1, 3}, {4, 2}}) {
+    Tensor shard({blocks * kNormBlock}, DType::f32);
+    for (int64_t i = 0; i < shard.numel(); ++i) shard.set(i, x.get(begin * kNormBlock + i));
+    for (const double sum : block_sums(shard).values()) cut.push_back(sum);
+  }
+  EXPECT_EQ(cut, whole);
 }
 
 TEST(GradNorm, OddSizesAgreeWithAPlainSum) {
-  for (const int64_t n : {0, 1, 7, 65535, 65536, 65537, 200003}) {
+  for (const int64_t n : {0, 1, 7, 4095, 4096, 4097, 200003}) {
     for (const DType dtype : {DType::f32, DType::f64}) {
       const Tensor x = normal({n}, dtype, 1);
       double sum = 0;
@@ -49,7 +72,7 @@ TEST(GradNorm, AccumulatesInDouble) {
 TEST(GradNorm, NonFiniteElementsShow) {
   for (const double bad :
        {std::numeric_limits<double>::quiet_NaN(), std::numeric_limits<double>::infinity()}) {
-    for (const int64_t where : {0, 65536, 70000}) {
+    for (const int64_t where : {0, 4096, 70000}) {
       Tensor x = normal({70001}, DType::f32, 1);
       x.set(where, bad);
       EXPECT_FALSE(std::isfinite(norm_of(x))) << bad << " at " << where;
@@ -71,10 +94,12 @@ TEST(GradNorm, BitEqualUnderAnyThreadCount) {
 TEST(GradNorm, RefusesWrongShapes) {
   TestContext ctx;
   const Tensor x = zeros({2, 3}, DType::f32);
-  Tensor sum({1}, DType::f64), narrow({1}, DType::f32);
-  EXPECT_THROW(squared_norm(ctx, {.x = x, .sum = sum}), Error);
-  const Tensor flat = zeros({6}, DType::f32);
-  EXPECT_THROW(squared_norm(ctx, {.x = flat, .sum = narrow}), Error);
+  const Tensor flat = zeros({4097}, DType::f32);
+  Tensor one({1}, DType::f64), two({2}, DType::f64), narrow({2}, DType::f32);
+  EXPECT_THROW(block_squares(ctx, {.x = x, .sums = one}), Error);
+  EXPECT_THROW(block_squares(ctx, {.x = flat, .sums = one}), Error);
+  EXPECT_THROW(block_squares(ctx, {.x = flat, .sums = narrow}), Error);
+  block_squares(ctx, {.x = flat, .sums = two});
 }
 
 }  // namespace

@@ -16,31 +16,38 @@ namespace {
 
 // Parameters of several sizes, one of them larger than a bucket, one empty, padding at the end.
 const std::vector<int64_t> kStarts = {0, 700, 701, 901, 901, 950, 1100, 1164};
-constexpr int64_t kElements = 1200;
+constexpr int64_t kElements = 1680;
+constexpr int64_t kBlock = 2;  // of it there are equally many for each of 1 to 8 ranks
 
 GradientBuckets buckets_of(int64_t bucket_bytes, DType dtype = DType::f32) {
-  return {.starts = kStarts, .elements = kElements, .dtype = dtype, .bucket_bytes = bucket_bytes};
+  return {.span = {0, kElements}, .block = kBlock, .dtype = dtype, .bucket_bytes = bucket_bytes};
 }
 
-TEST(GradientReducer, CutsBucketsAtParametersFromTheEnd) {
-  const auto self = make_self_communicator();
-  for (const DType dtype : {DType::f32, DType::f64}) {
-    for (const int64_t elements : {1, 100, 128, 300, 499, 500, 501, 1200, 5000}) {
-      const GradientReducer reducer(*self, buckets_of(elements * int64_t(size_of(dtype)), dtype));
-      int64_t end = kElements;
-      for (const Slice& bucket : reducer.buckets()) {
+TEST(GradientBuckets, AreCutFromTheEndIntoWholeBlocksOfEveryRank) {
+  for (const int ranks : {1, 2, 3, 7, 8}) {
+    const int64_t unit = kBlock * ranks;
+    for (const int64_t elements : {1, 100, 128, 300, 1200, 5000}) {
+      const std::vector<Slice> buckets = cut_buckets(
+          {.span = {120, 120 + kElements}, .block = kBlock, .bucket_bytes = elements * 4}, ranks);
+      int64_t end = 120 + kElements;
+      for (const Slice& bucket : buckets) {
         EXPECT_EQ(bucket.end, end);
-        EXPECT_LT(bucket.begin, bucket.end);
-        EXPECT_EQ(std::count(kStarts.begin(), kStarts.end(), bucket.begin) > 0, true);
-        EXPECT_TRUE(bucket.size() >= elements || bucket.begin == 0);
-        // Closed as soon as it was full: one parameter less would have been too little.
-        const auto second = std::upper_bound(kStarts.begin(), kStarts.end(), bucket.begin);
-        if (second != kStarts.end() && *second < bucket.end) {
-          EXPECT_LT(bucket.end - *second, elements);
-        }
+        EXPECT_EQ(bucket.size() % unit, 0);
+        EXPECT_LE(bucket.size(), std::max(elements, unit));
+        // Only the last is smaller than asked by a unit or more.
+        EXPECT_TRUE(bucket.size() > elements - unit || bucket.begin == 120);
         end = bucket.begin;
       }
-      EXPECT_EQ(end, 0);
+      EXPECT_EQ(end, 120);
+      std::vector<int> owners(kElements, 0);
+      for (int rank = 0; rank < ranks; ++rank) {
+        for (const Slice& shard : cut_shards(buckets, ranks, rank)) {
+          EXPECT_EQ((shard.begin - 120) % kBlock, 0);
+          EXPECT_EQ(shard.size() % kBlock, 0);
+          for (int64_t k = shard.begin; k < shard.end; ++k) ++owners[k - 120];
+        }
+      }
+      EXPECT_EQ(owners, std::vector<int>(kElements, 1));
     }
   }
 }
@@ -110,15 +117,43 @@ TEST_P(Reducer, SumsInTheOrderOfTheTreeForEveryBucketSize) {
 TEST_P(Reducer, MayStopAtReduceScatter) {
   run([](Communicator& comm) {
     GradientReducer reducer(comm, buckets_of(1200), Reduction::reduce_scatter);
-    const std::vector<float> sum = step(comm, reducer, 2);
+    std::vector<float> sum = step(comm, reducer, 2);
     int64_t owned = 0;
-    for (const Slice& slice : reducer.owned()) {
-      owned += slice.size();
-      for (int64_t k = slice.begin; k < slice.end; ++k)
+    for (const Slice& shard : reducer.shards()) {
+      owned += shard.size();
+      for (int64_t k = shard.begin; k < shard.end; ++k)
         ASSERT_EQ(sum[k], sum_over_ranks(0, comm.size(), 2, k)) << "element " << k;
     }
     EXPECT_EQ(reduce_value(comm, owned, ReduceOp::sum), kElements);
-    EXPECT_EQ(reducer.owned().size(), reducer.buckets().size());
+    // And the other way round.
+    for (size_t bucket = 0; bucket < reducer.buckets().size(); ++bucket)
+      reducer.gather(bucket, TensorView(sum.data(), {kElements})).wait();
+    for (int64_t k = 0; k < kElements; ++k)
+      ASSERT_EQ(sum[k], sum_over_ranks(0, comm.size(), 2, k)) << "element " << k;
+  });
+}
+
+TEST_P(Reducer, PacksItsShardsInTheOrderOfTheArena) {
+  run([](Communicator& comm) {
+    for (const int64_t bucket_bytes : {800, 1 << 20}) {
+      GradientReducer reducer(comm, buckets_of(bucket_bytes), Reduction::reduce_scatter);
+      std::vector<float> flat(kElements), packed(kElements / comm.size(), -1);
+      for (int64_t k = 0; k < kElements; ++k) flat[k] = gradient(comm.rank(), k);
+      const std::vector<float> before = flat;
+      reducer.begin(TensorView(flat.data(), {kElements}),
+                    TensorView(packed.data(), {int64_t(packed.size())}));
+      reducer.ready(0, kElements);
+      reducer.finish();
+      EXPECT_EQ(flat, before);
+      std::vector<Slice> shards = reducer.shards();
+      std::reverse(shards.begin(), shards.end());
+      size_t at = 0;
+      for (const Slice& shard : shards) {
+        for (int64_t k = shard.begin; k < shard.end; ++k)
+          ASSERT_EQ(packed[at++], sum_over_ranks(0, comm.size(), 1, k)) << "element " << k;
+      }
+      EXPECT_EQ(at, packed.size());
+    }
   });
 }
 
@@ -228,7 +263,7 @@ TEST(GradientReducer, EveryElementIsReportedExactlyOnce) {
     twice.finish();
     ADD_FAILURE() << "elements 0 to 100 were not missed";
   } catch (const Error& error) {
-    EXPECT_NE(std::string(error.what()).find("element 0 of 1200"), std::string::npos)
+    EXPECT_NE(std::string(error.what()).find("element 0 of [0, 1680)"), std::string::npos)
         << error.what();
   }
   twice.ready(0, 100);
@@ -246,12 +281,14 @@ TEST(GradientReducer, RefusesAnotherArenaOrOrder) {
   EXPECT_THROW(reducer.ready(0, 1), Error);
   EXPECT_THROW(reducer.finish(), Error);
   GradientBuckets layout = buckets_of(400);
-  layout.starts = {0, 500, 400};
-  EXPECT_THROW(GradientReducer(*self, layout), Error);
-  layout.starts = {1, 500};
+  layout.span = {0, kElements + 1};
   EXPECT_THROW(GradientReducer(*self, layout), Error);
   layout = buckets_of(400, DType::bf16);
   EXPECT_THROW(GradientReducer(*self, layout), Error);
+  std::vector<float> packed(kElements);
+  const TensorView too_few(packed.data(), {kElements - 1});
+  GradientReducer scatters(*self, buckets_of(400), Reduction::reduce_scatter);
+  EXPECT_THROW(scatters.begin(TensorView(packed.data(), {kElements}), too_few), Error);
 }
 
 }  // namespace

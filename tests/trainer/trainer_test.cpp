@@ -4,6 +4,8 @@
 
 #include <fmt/format.h>
 
+#include <set>
+
 #include "parallel/self_communicator.h"
 #include "parallel/thread_communicator.h"
 #include "tests/support/tensors.h"
@@ -18,6 +20,18 @@ struct Trace {
   Tensor values;
 };
 
+// Without padding, which depends on the number of ranks.
+Tensor parameters_of(const ParameterStore& store) {
+  Tensor all({store.num_elements()}, store.dtype());
+  int64_t at = 0;
+  for (int32_t i = 0; i < int32_t(store.parameters().size()); ++i) {
+    const TensorView value = store.value({i});
+    std::copy_n(value.as<float>(), value.numel(), all.view().as<float>() + at);
+    at += value.numel();
+  }
+  return all;
+}
+
 Trace train(const Config& config, int dp, int64_t steps) {
   std::vector<Trace> traces(dp);
   run_ranks(dp, [&](Communicator& world) {
@@ -26,7 +40,7 @@ Trace train(const Config& config, int dp, int64_t steps) {
     Trace& trace = traces[world.rank()];
     for (int64_t i = 0; i < steps; ++i)
       trace.losses.push_back(fmt::format("{:a}", trainer.step().loss));
-    trace.values = copy_of(trainer.store().values());
+    trace.values = parameters_of(trainer.store());
   });
   for (int rank = 1; rank < dp; ++rank) {
     EXPECT_EQ(traces[rank].losses, traces[0].losses);
@@ -48,6 +62,22 @@ TEST_P(TrainerStacks, DataParallelRanksGiveEqualBitsFor50Steps) {
   }
 }
 
+// Whatever of the state is sharded: the sums have one order, and so has the norm.
+TEST_P(TrainerStacks, ShardedStateGivesEqualBitsFor50Steps) {
+  TinyRun run(GetParam());
+  run.config.train.steps = 50;
+  run.config.train.micro_batch = 1;
+  const Trace one = train(run.config, 1, 50);
+  for (const int64_t zero : {0, 2}) {
+    run.config.parallel.zero = zero;
+    for (const int dp : {2, 4}) {
+      const Trace many = train(run.config, dp, 50);
+      EXPECT_EQ(many.losses, one.losses) << "zero " << zero << ", dp " << dp;
+      EXPECT_TRUE(bit_equal(many.values, one.values)) << "zero " << zero << ", dp " << dp;
+    }
+  }
+}
+
 TEST_P(TrainerStacks, LossFalls) {
   TinyRun run(GetParam());
   run.config.train.steps = 60;
@@ -65,13 +95,33 @@ TEST_P(TrainerStacks, RecomputationChangesNoBit) {
 INSTANTIATE_TEST_SUITE_P(Stacks, TrainerStacks, testing::Values("M-", "SE", "ME*-"),
                          [](const auto& info) { return "stack" + std::to_string(info.index); });
 
-TEST(Trainer, MicroBatchesThatDoNotDealOutAreRefused) {
-  TinyRun run;
-  run.config.train.micro_batch = 3;
-  EXPECT_THROW(step_shape(run.config.train, 1, 0), UsageError);
-  run.config.train.micro_batch = 4;
-  EXPECT_THROW(step_shape(run.config.train, 4, 0), UsageError);
-  EXPECT_EQ(step_shape(run.config.train, 2, 1).first_row, 4);
+TEST(MicroBatches, ThatDoNotDealOutAreRefused) {
+  const TinyRun run;
+  TrainConfig train = run.config.train;
+  train.micro_batch = 3;
+  EXPECT_THROW(deal_micro_batches(train, 1, 1), UsageError);
+  train.micro_batch = 4;
+  EXPECT_THROW(deal_micro_batches(train, 1, 4), UsageError);
+}
+
+TEST(MicroBatches, AreDealtOnceEach) {
+  const TinyRun run;
+  TrainConfig train = run.config.train;
+  train.global_batch = 24;
+  for (const int64_t zero : {0, 1, 2}) {
+    for (const int64_t dp : {1, 2, 3, 4}) {
+      const MicroBatches dealt = deal_micro_batches(train, zero, dp);
+      std::set<int64_t> indices;
+      for (int64_t rank = 0; rank < dp; ++rank) {
+        for (int64_t i = 0; i < dealt.count; ++i) indices.insert(dealt.index(rank, i));
+      }
+      EXPECT_EQ(int64_t(indices.size()), dp * dealt.count);
+      EXPECT_EQ(*indices.begin(), 0);
+      EXPECT_EQ(*indices.rbegin(), 11);
+    }
+  }
+  EXPECT_EQ(deal_micro_batches(train, 1, 3).index(1, 1), 5);
+  EXPECT_EQ(deal_micro_batches(train, 2, 3).index(1, 1), 4);
 }
 
 TEST(Trainer, AVocabularyTooSmallForTheStoreIsRefused) {
@@ -94,12 +144,12 @@ TEST(Trainer, StepsThatAreNotFiniteAreNotApplied) {
   const float before = weight;
   weight = std::numeric_limits<float>::quiet_NaN();
   const Tensor values = copy_of(trainer.store().values());
-  const Tensor moments = copy_of(trainer.optimizer().exp_avg());
+  const Tensor moments = copy_of(trainer.optimizer().exp_avg().data);
   const StepReport bad = trainer.step();
   EXPECT_FALSE(bad.finite);
   EXPECT_EQ(trainer.optimizer().t(), 1);
   EXPECT_EQ(trainer.steps_done(), 2);
-  EXPECT_TRUE(bit_equal(copy_of(trainer.optimizer().exp_avg()), moments));
+  EXPECT_TRUE(bit_equal(copy_of(trainer.optimizer().exp_avg().data), moments));
   weight = before;
   EXPECT_TRUE(trainer.step().finite);
   EXPECT_EQ(trainer.optimizer().t(), 2);

@@ -50,24 +50,6 @@ void append_files(const std::vector<LocalPiece>& pieces, TensorKind kind, int ra
 
 }  // namespace
 
-std::vector<LocalPiece> share_of(const std::vector<LocalPiece>& pieces, int rank, int num_ranks) {
-  std::vector<LocalPiece> share;
-  for (const TensorKind kind : {TensorKind::model, TensorKind::optim}) {
-    int64_t total = 0;
-    for (const LocalPiece& piece : pieces) total += piece.kind == kind ? piece.region.count() : 0;
-    const Slice slice = slice_of(total, num_ranks, rank);
-    int64_t position = 0;  // of the piece, among all elements of the kind
-    for (const LocalPiece& piece : pieces) {
-      if (piece.kind != kind) continue;
-      const int64_t first = std::max<int64_t>(slice.begin - position, 0);
-      const int64_t stop = std::min(slice.end - position, piece.region.count());
-      if (first < stop) share.push_back(cut(piece, first, stop - first));
-      position += piece.region.count();
-    }
-  }
-  return share;
-}
-
 std::vector<ShardFile> plan_files(const std::vector<LocalPiece>& pieces, int rank,
                                   int64_t max_bytes) {
   std::vector<ShardFile> files;

@@ -22,10 +22,6 @@ struct LocalPiece {
   int64_t bytes() const { return region.count() * int64_t(size_of(dtype)); }
 };
 
-// The part of `pieces` that falls to one of `num_ranks` ranks that all hold the same: of each kind
-// a contiguous share of all elements, cut anywhere. The shares of all ranks are everything, once.
-std::vector<LocalPiece> share_of(const std::vector<LocalPiece>& pieces, int rank, int num_ranks);
-
 struct ShardFile {
   std::string name;
   std::vector<LocalPiece> pieces;

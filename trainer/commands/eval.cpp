@@ -39,7 +39,8 @@ int run_eval(const EvalOptions& options) {
   StepArenas arenas(count_training(*loaded.model, options.batch, seq_len));
   const std::unique_ptr<Communicator> self = make_self_communicator();
   const EvaluationResult result =
-      evaluate(arenas.context(), *loaded.model, store, *self, seq_len, options.batch, options.rows);
+      evaluate(arenas.context(), *loaded.model, store, Mesh(*self, {}),
+               {.seq_len = seq_len, .micro_batch = options.batch, .max_rows = options.rows});
   nlohmann::json report = {
       {"loss", result.loss}, {"targets", result.targets}, {"seq_len", seq_len}};
   if (result.bits_per_byte > 0) report["bits_per_byte"] = result.bits_per_byte;

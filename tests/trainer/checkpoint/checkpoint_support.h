@@ -46,6 +46,34 @@ class TempFolder {
   std::string path_;
 };
 
+// The part of `pieces` that falls to one of `num_ranks` ranks that all hold the same: of each kind
+// a contiguous share of all elements, cut anywhere. The shares of all ranks are everything, once.
+inline std::vector<LocalPiece> share_of(const std::vector<LocalPiece>& pieces, int rank,
+                                        int num_ranks) {
+  std::vector<LocalPiece> share;
+  for (const TensorKind kind : {TensorKind::model, TensorKind::optim}) {
+    int64_t total = 0;
+    for (const LocalPiece& piece : pieces) total += piece.kind == kind ? piece.region.count() : 0;
+    const Slice slice = slice_of(total, num_ranks, rank);
+    int64_t position = 0;  // of the piece, among all elements of the kind
+    for (const LocalPiece& piece : pieces) {
+      if (piece.kind != kind) continue;
+      const int64_t first = std::max<int64_t>(slice.begin - position, 0);
+      const int64_t stop = std::min(slice.end - position, piece.region.count());
+      if (first < stop) {
+        share.push_back(piece);
+        Region& region = share.back().region;
+        region.end = region.begin + stop;
+        region.begin += first;
+        share.back().data =
+            static_cast<const char*>(piece.data) + first * int64_t(size_of(piece.dtype));
+      }
+      position += piece.region.count();
+    }
+  }
+  return share;
+}
+
 inline std::string slurp(const std::string& path) {
   std::ifstream in(path, std::ios::binary);
   return {std::istreambuf_iterator<char>(in), {}};
