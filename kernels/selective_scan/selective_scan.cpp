@@ -90,6 +90,61 @@ void selective_scan_backward(const Context& ctx, const SelectiveScanBackward& ar
   });
 }
 
+void selective_scan_fold(const Context& ctx, const SelectiveScanFold& args) {
+  const auto [B, T, E] = args.u.shape<3>("u: (B, T, E)");
+  const int64_t N = args.A_log.shape<2>("A_log: (E, N)")[1];
+  const DType dtype = args.u.dtype;
+  const DType stat = stat_dtype(dtype);
+  SLUICE_CHECK(T >= 1, "u: (B, T, E) needs at least one token, got ", to_string(args.u.dims));
+  expect("u", args.u, {B, T, E}, dtype, ctx.device);
+  expect("delta", args.delta, {B, T, E}, dtype, ctx.device);
+  expect("dt_bias", args.dt_bias, {E}, stat, ctx.device);
+  expect("A_log", args.A_log, {E, N}, stat, ctx.device);
+  expect("B", args.B, {B, T, N}, dtype, ctx.device);
+  expect("doc_begin", args.doc_begin, {B, T}, DType::i32, ctx.device);
+  expect("state", args.state, {B, E, N}, stat, ctx.device);
+  expect("dt_sum", args.dt_sum, {B, E}, stat, ctx.device);
+  if (ctx.counting()) return;
+  if (!ctx.device.is_cpu()) fail_no_cuda("selective_scan_fold");
+  if (dtype == DType::f32) return cpu::selective_scan_fold_simd(args);
+  dispatch_float(dtype, [&]<class Real>() { cpu::selective_scan_fold<Real>(args); });
+}
+
+void selective_scan_reverse_fold(const Context& ctx, const SelectiveScanReverseFold& args) {
+  const auto [B, T, E] = args.dy.shape<3>("dy: (B, T, E)");
+  const int64_t N = args.A_log.shape<2>("A_log: (E, N)")[1];
+  const DType dtype = args.dy.dtype;
+  const DType stat = stat_dtype(dtype);
+  expect("dy", args.dy, {B, T, E}, dtype, ctx.device);
+  expect("delta", args.delta, {B, T, E}, dtype, ctx.device);
+  expect("dt_bias", args.dt_bias, {E}, stat, ctx.device);
+  expect("A_log", args.A_log, {E, N}, stat, ctx.device);
+  expect("C", args.C, {B, T, N}, dtype, ctx.device);
+  if (args.z) expect("z", args.z, {B, T, E}, dtype, ctx.device);
+  expect("doc_begin", args.doc_begin, {B, T}, DType::i32, ctx.device);
+  expect("dinitial_state", args.dinitial_state, {B, E, N}, stat, ctx.device);
+  if (ctx.counting()) return;
+  if (!ctx.device.is_cpu()) fail_no_cuda("selective_scan_reverse_fold");
+  if (dtype == DType::f32) return cpu::selective_scan_reverse_fold_simd(args);
+  dispatch_float(dtype, [&]<class Real>() { cpu::selective_scan_reverse_fold<Real>(args); });
+}
+
+void selective_scan_decay(const Context& ctx, const SelectiveScanDecay& args) {
+  const auto [E, N] = args.A_log.shape<2>("A_log: (E, N)");
+  const auto [B, tokens] = args.doc_begin.shape<2>("doc_begin: (B, row_tokens)");
+  const int64_t R = int64_t(args.cuts.size()) - 1;
+  const DType stat = args.dt_sum.dtype;
+  SLUICE_CHECK(R >= 1 && args.cuts.front() >= 0 && args.cuts.back() <= tokens,
+               "cuts are those of spans within rows of ", tokens, " tokens");
+  expect("dt_sum", args.dt_sum, {R, B * E}, stat, ctx.device);
+  expect("A_log", args.A_log, {E, N}, stat, ctx.device);
+  expect("doc_begin", args.doc_begin, {B, tokens}, DType::i32, ctx.device);
+  expect("decay", args.decay, {R, B * E * N}, stat, ctx.device);
+  if (ctx.counting()) return;
+  if (!ctx.device.is_cpu()) fail_no_cuda("selective_scan_decay");
+  dispatch_float(stat, [&]<class Real>() { cpu::selective_scan_decay<Real>(args); });
+}
+
 void selective_scan_step(const Context& ctx, const SelectiveScanStep& args) {
   const auto [B, E] = args.u.shape<2>("u: (B, E)");
   const auto [A_rows, N] = args.A_log.shape<2>("A_log: (E, N)");

@@ -12,6 +12,8 @@
 // All of u, delta, z, B, C may be column slices.
 #pragma once
 
+#include <span>
+
 #include "kernels/core/context.h"
 
 namespace sluice {
@@ -63,6 +65,47 @@ struct SelectiveScanBackward {
   TensorView dinitial_state = {};  // (B, E, N), overwritten; optional
 };
 void selective_scan_backward(const Context& ctx, const SelectiveScanBackward& args);
+
+// The tokens of a row as one map of the state, for whoever holds only a part of the row:
+//   h[T-1] = a[0] ... a[T-1] h[-1] + state,   a[0] ... a[T-1] = exp(A dt_sum)
+// where a document starts in the row the product is 0, whatever dt_sum: it then is the sum over the
+// row's last document. Reads no C, D or z and writes no y: about half of a forward.
+struct SelectiveScanFold {
+  ConstTensorView u = {};          // (B, T, E)
+  ConstTensorView delta = {};      // (B, T, E)
+  ConstTensorView dt_bias = {};    // (E)
+  ConstTensorView A_log = {};      // (E, N)
+  ConstTensorView B = {};          // (B, T, N)
+  ConstTensorView doc_begin = {};  // (B, T) i32, local
+  TensorView state = {};           // (B, E, N) statistics: the final state from a zero state
+  TensorView dt_sum = {};          // (B, E) statistics
+};
+void selective_scan_fold(const Context& ctx, const SelectiveScanFold& args);
+
+// The transpose, which is the backward's share of it that needs no states: what the outputs of
+// these tokens alone give to the gradient of h[-1].
+struct SelectiveScanReverseFold {
+  ConstTensorView dy = {};         // (B, T, E)
+  ConstTensorView delta = {};      // (B, T, E)
+  ConstTensorView dt_bias = {};    // (E)
+  ConstTensorView A_log = {};      // (E, N)
+  ConstTensorView C = {};          // (B, T, N)
+  ConstTensorView z = {};          // (B, T, E), optional
+  ConstTensorView doc_begin = {};  // (B, T) i32, local
+  TensorView dinitial_state = {};  // (B, E, N) statistics, overwritten
+};
+void selective_scan_reverse_fold(const Context& ctx, const SelectiveScanReverseFold& args);
+
+// The decays of such maps, of R consecutive spans of the rows:
+//   decay[r,b,e,n] = exp(A[e,n] dt_sum[r,b,e]), exactly 0 if a document starts in span r of row b
+struct SelectiveScanDecay {
+  ConstTensorView dt_sum = {};         // (R, B * E) statistics
+  ConstTensorView A_log = {};          // (E, N)
+  ConstTensorView doc_begin = {};      // (B, row_tokens) i32, of whole rows
+  std::span<const int64_t> cuts = {};  // R + 1: first token of every span, and the end of the last
+  TensorView decay = {};               // (R, B * E * N) statistics
+};
+void selective_scan_decay(const Context& ctx, const SelectiveScanDecay& args);
 
 // One token; the state is read and updated.
 struct SelectiveScanStep {

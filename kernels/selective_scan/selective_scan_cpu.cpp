@@ -19,20 +19,16 @@ Real softplus(Real x) {
   return std::max(x, Real(0)) + std::log1p(std::exp(-std::abs(x)));
 }
 
-// What one channel has in all its tokens.
+// The steps of one channel, and what they are multiplied with.
 template <class Real>
-struct Channel {
+struct Steps {
   int64_t e = 0;
   Real dt_bias = 0;
-  Real D = 0;
   std::vector<Real> A;  // (N)
 
   template <class Args>
-  Channel(const Args& args, int64_t e)
-      : e(e),
-        dt_bias(args.dt_bias.template as<Real>()[e]),
-        D(args.D.template as<Real>()[e]),
-        A(args.A_log.dim(1)) {
+  Steps(const Args& args, int64_t e)
+      : e(e), dt_bias(args.dt_bias.template as<Real>()[e]), A(args.A_log.dim(1)) {
     for (size_t n = 0; n < A.size(); ++n) {
       A[n] = -std::exp(args.A_log.template row<Real>(e)[n]);
     }
@@ -41,6 +37,15 @@ struct Channel {
   Real dt(const Args& args, int64_t row) const {
     return softplus(args.delta.template row<Real>(row)[e] + dt_bias);
   }
+};
+
+// What one channel has in all its tokens.
+template <class Real>
+struct Channel : Steps<Real> {
+  Real D = 0;
+
+  template <class Args>
+  Channel(const Args& args, int64_t e) : Steps<Real>(args, e), D(args.D.template as<Real>()[e]) {}
 };
 
 template <class Args>
@@ -237,6 +242,71 @@ void reduce_scan_partials(const SelectiveScanBackward& args, const ScanPartials&
 }
 
 template <class Real>
+void selective_scan_fold(const SelectiveScanFold& args) {
+  const int64_t B = args.u.dim(0), T = args.u.dim(1), E = args.u.dim(2), N = args.A_log.dim(1);
+#pragma omp parallel for schedule(static) collapse(2)
+  for (int64_t b = 0; b < B; ++b) {
+    for (int64_t e = 0; e < E; ++e) {
+      const Steps<Real> steps(args, e);
+      Real* const h = args.state.row<Real>(b * E + e);
+      std::fill_n(h, N, Real(0));
+      double dt_sum = 0;
+      for (int64_t t = last_document(args.doc_begin, b); t < T; ++t) {
+        const int64_t row = b * T + t;
+        const Real* const input = args.B.row<Real>(row);
+        const Real dt = steps.dt(args, row), dt_u = dt * args.u.row<Real>(row)[e];
+        for (int64_t n = 0; n < N; ++n) h[n] = std::exp(dt * steps.A[n]) * h[n] + dt_u * input[n];
+        dt_sum += dt;
+      }
+      args.dt_sum.row<Real>(b)[e] = Real(dt_sum);
+    }
+  }
+}
+
+template <class Real>
+void selective_scan_reverse_fold(const SelectiveScanReverseFold& args) {
+  const int64_t B = args.dy.dim(0), T = args.dy.dim(1), E = args.dy.dim(2), N = args.A_log.dim(1);
+#pragma omp parallel for schedule(static) collapse(2)
+  for (int64_t b = 0; b < B; ++b) {
+    for (int64_t e = 0; e < E; ++e) {
+      const Steps<Real> steps(args, e);
+      Real* const carried = args.dinitial_state.row<Real>(b * E + e);
+      std::fill_n(carried, N, Real(0));
+      for (int64_t t = first_start(args.doc_begin, b) - 1; t >= 0; --t) {
+        const int64_t row = b * T + t;
+        const Real* const output = args.C.row<Real>(row);
+        const Real z = args.z ? args.z.row<Real>(row)[e] : Real(0);
+        const Real dsum = args.dy.row<Real>(row)[e] * (args.z ? z * sigmoid(z) : Real(1));
+        const Real dt = steps.dt(args, row);
+        for (int64_t n = 0; n < N; ++n) {
+          carried[n] = std::exp(dt * steps.A[n]) * (carried[n] + output[n] * dsum);
+        }
+      }
+    }
+  }
+}
+
+template <class Real>
+void selective_scan_decay(const SelectiveScanDecay& args) {
+  const int64_t B = args.doc_begin.dim(0), E = args.A_log.dim(0), N = args.A_log.dim(1);
+  const int64_t R = args.decay.dim(0);
+#pragma omp parallel for schedule(static) collapse(2)
+  for (int64_t r = 0; r < R; ++r) {
+    for (int64_t b = 0; b < B; ++b) {
+      const bool reset = args.doc_begin.row<int32_t>(b)[args.cuts[r + 1] - 1] >= args.cuts[r];
+      for (int64_t e = 0; e < E; ++e) {
+        const Real dt_sum = args.dt_sum.row<Real>(r)[b * E + e];
+        const Real* const A_log = args.A_log.row<Real>(e);
+        Real* const decay = args.decay.row<Real>(r) + (b * E + e) * N;
+        for (int64_t n = 0; n < N; ++n) {
+          decay[n] = reset ? Real(0) : std::exp(-std::exp(A_log[n]) * dt_sum);
+        }
+      }
+    }
+  }
+}
+
+template <class Real>
 void selective_scan_step(const SelectiveScanStep& args) {
   const int64_t B = args.u.dim(0), E = args.u.dim(1), N = args.A_log.dim(1);
 #pragma omp parallel for schedule(static) collapse(2)
@@ -265,6 +335,12 @@ template void selective_scan_backward<float>(const SelectiveScanBackward&, const
 template void selective_scan_backward<double>(const SelectiveScanBackward&, const ScanPartials&);
 template void reduce_scan_partials<float>(const SelectiveScanBackward&, const ScanPartials&);
 template void reduce_scan_partials<double>(const SelectiveScanBackward&, const ScanPartials&);
+template void selective_scan_fold<float>(const SelectiveScanFold&);
+template void selective_scan_fold<double>(const SelectiveScanFold&);
+template void selective_scan_reverse_fold<float>(const SelectiveScanReverseFold&);
+template void selective_scan_reverse_fold<double>(const SelectiveScanReverseFold&);
+template void selective_scan_decay<float>(const SelectiveScanDecay&);
+template void selective_scan_decay<double>(const SelectiveScanDecay&);
 template void selective_scan_step<float>(const SelectiveScanStep&);
 template void selective_scan_step<double>(const SelectiveScanStep&);
 

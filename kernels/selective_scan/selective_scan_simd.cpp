@@ -1,26 +1,19 @@
 // Float selective scan with the channels of a block on the SIMD lanes, a span of tokens at a time.
-// L is kScanBlock; a block beyond the last channel is filled up with zeros, which stay zero.
 #include <algorithm>
 #include <memory>
 #include <vector>
 
-#include "kernels/core/fast_math.h"
-#include "kernels/selective_scan/selective_scan_cpu.h"
+#include "kernels/selective_scan/selective_scan_lanes.h"
 
 namespace sluice::cpu {
 
 namespace {
 
-constexpr int64_t L = kScanBlock;
 constexpr float kLn2 = 0x1.62e43p-1f;
 
 // One number for every token of a span and channel of a block.
 struct alignas(64) Span {
   float at[kScanSpan][L];
-};
-// One number for every channel of a block.
-struct alignas(64) Lanes {
-  float at[L];
 };
 
 // What both directions hold of a block and one of its spans.
@@ -37,43 +30,6 @@ struct Block {
   Span sum;    // sum_n C h + D u
 };
 
-[[gnu::always_inline]] inline void load_lanes(const float* from, int64_t width, float* to) {
-  for (int64_t l = 0; l < width; ++l) to[l] = from[l];
-  for (int64_t l = width; l < L; ++l) to[l] = 0;
-}
-
-[[gnu::always_inline]] inline void store_lanes(const float* from, int64_t width, float* to) {
-  for (int64_t l = 0; l < width; ++l) to[l] = from[l];
-}
-
-// A block's part of a row is short and the rows lie far apart, which the hardware does not foresee:
-// asks for the row that is wanted one span later.
-[[gnu::always_inline]] inline void prefetch(const ConstTensorView& view, int64_t row,
-                                            int64_t first) {
-  if (!view || row < 0 || row >= view.rows()) return;
-  const float* const wanted = view.row<float>(row) + first;
-  for (int64_t l = 0; l < L; l += 16) __builtin_prefetch(wanted + l, 0, 2);
-}
-
-// States lie as (E, N) in memory and as (N, L) here.
-[[gnu::always_inline]] inline void load_states(const float* from, int64_t width,
-                                               std::vector<Lanes>& to) {
-  const int64_t N = int64_t(to.size());
-  for (int64_t n = 0; n < N; ++n) {
-    for (int64_t l = 0; l < L; ++l) to[n].at[l] = l < width ? from[l * N + n] : 0.0f;
-  }
-}
-
-[[gnu::always_inline]] inline void store_states(const std::vector<Lanes>& from, int64_t width,
-                                                float* to) {
-  const int64_t N = int64_t(from.size());
-  for (int64_t l = 0; l < width; ++l) {
-    for (int64_t n = 0; n < N; ++n) to[l * N + n] = from[n].at[l];
-  }
-}
-
-inline void clear(std::vector<Lanes>& lanes) { std::fill(lanes.begin(), lanes.end(), Lanes{}); }
-
 template <class Args>
 [[gnu::always_inline]] inline void load_block(const Args& args, int64_t b, int64_t block,
                                               Block& k) {
@@ -82,12 +38,7 @@ template <class Args>
   k.width = std::min(L, args.u.dim(2) - k.first);
   load_lanes(args.dt_bias.template as<float>() + k.first, k.width, k.dt_bias.at);
   load_lanes(args.D.template as<float>() + k.first, k.width, k.D.at);
-  k.A2.resize(args.A_log.dim(1));
-  load_states(args.A_log.template row<float>(k.first), k.width, k.A2);
-  for (Lanes& A2 : k.A2) {
-#pragma omp simd
-    for (int64_t l = 0; l < L; ++l) A2.at[l] = -fast_exp(A2.at[l]) * detail::kLog2E;
-  }
+  load_exponents(args.A_log, k.first, k.width, k.A2);
 }
 
 // dt and dt u of a span, and z as it is.

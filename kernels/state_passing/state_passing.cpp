@@ -11,7 +11,8 @@ void state_passing_forward(const Context& ctx, const StatePassingForward& args) 
   SLUICE_CHECK(args.state.numel() > 0, "state is empty: ", to_string(args.state.dims));
   expect("state", args.state, args.state.dims, dtype, ctx.device);
   expect("decay", args.decay, {B, M, H}, dtype, ctx.device);
-  expect("incoming", args.incoming, args.state.dims, dtype, ctx.device);
+  SLUICE_CHECK(args.incoming || args.final_state || args.total_decay, "there is no output");
+  if (args.incoming) expect("incoming", args.incoming, args.state.dims, dtype, ctx.device);
   if (args.initial) expect("initial", args.initial, {B, H, P, N}, dtype, ctx.device);
   if (args.final_state) expect("final_state", args.final_state, {B, H, P, N}, dtype, ctx.device);
   if (args.total_decay) expect("total_decay", args.total_decay, {B, H}, dtype, ctx.device);
@@ -25,10 +26,13 @@ void state_passing_backward(const Context& ctx, const StatePassingBackward& args
   const DType dtype = args.dincoming.dtype;
   SLUICE_CHECK(args.dincoming.numel() > 0, "dincoming is empty: ", to_string(args.dincoming.dims));
   expect("dincoming", args.dincoming, args.dincoming.dims, dtype, ctx.device);
-  expect("incoming", args.incoming, args.dincoming.dims, dtype, ctx.device);
+  SLUICE_CHECK(bool(args.incoming) == bool(args.dlog_decay),
+               "incoming is given exactly when dlog_decay is");
+  SLUICE_CHECK(args.doutgoing || args.dlog_decay || args.dinitial, "there is no output");
   expect("decay", args.decay, {B, M, H}, dtype, ctx.device);
-  expect("doutgoing", args.doutgoing, args.dincoming.dims, dtype, ctx.device);
-  expect("dlog_decay", args.dlog_decay, {B, M, H}, dtype, ctx.device);
+  if (args.incoming) expect("incoming", args.incoming, args.dincoming.dims, dtype, ctx.device);
+  if (args.doutgoing) expect("doutgoing", args.doutgoing, args.dincoming.dims, dtype, ctx.device);
+  if (args.dlog_decay) expect("dlog_decay", args.dlog_decay, {B, M, H}, dtype, ctx.device);
   if (args.dfinal) expect("dfinal", args.dfinal, {B, H, P, N}, dtype, ctx.device);
   if (args.dinitial) expect("dinitial", args.dinitial, {B, H, P, N}, dtype, ctx.device);
   if (ctx.counting()) return;

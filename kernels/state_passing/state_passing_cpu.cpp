@@ -16,6 +16,14 @@ T* carry_of(int64_t size, const T* start) {
   return carry.data();
 }
 
+template <class T>
+double dot(const T* a, const T* b, int64_t size) {
+  double sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < size; ++i) sum += double(a[i]) * b[i];
+  return sum;
+}
+
 }  // namespace
 
 template <class T>
@@ -30,13 +38,17 @@ void state_passing_forward(const StatePassingForward& args) {
     for (int64_t m = 0; m < M; ++m) {
       const T decay = args.decay.row<T>(b * M + m)[h];
       const T* const state = args.state.row<T>(b * M + m) + h * size;
+      total *= decay;
+      if (!args.incoming) {
+        for (int64_t i = 0; i < size; ++i) carry[i] = decay * carry[i] + state[i];
+        continue;
+      }
       T* const incoming = args.incoming.row<T>(b * M + m) + h * size;
       for (int64_t i = 0; i < size; ++i) {
         const T outgoing = decay * carry[i] + state[i];  // read before incoming, its alias, changes
         incoming[i] = carry[i];
         carry[i] = outgoing;
       }
-      total *= decay;
     }
     if (args.final_state) std::copy_n(carry, size, args.final_state.row<T>(index));
     if (args.total_decay) args.total_decay.row<T>(b)[h] = total;
@@ -45,26 +57,30 @@ void state_passing_forward(const StatePassingForward& args) {
 
 template <class T>
 void state_passing_backward(const StatePassingBackward& args) {
-  const int64_t B = args.incoming.dim(0), M = args.incoming.dim(1), H = args.incoming.dim(2);
-  const int64_t size = args.incoming.dim(3) * args.incoming.dim(4);
+  const int64_t B = args.dincoming.dim(0), M = args.dincoming.dim(1), H = args.dincoming.dim(2);
+  const int64_t size = args.dincoming.dim(3) * args.dincoming.dim(4);
 #pragma omp parallel for schedule(static)
   for (int64_t index = 0; index < B * H; ++index) {
     const int64_t b = index / H, h = index % H;
     T* const carry = carry_of(size, args.dfinal ? args.dfinal.row<T>(index) : nullptr);
     for (int64_t m = M - 1; m >= 0; --m) {
-      const T decay = args.decay.row<T>(b * M + m)[h];
-      const T* const dincoming = args.dincoming.row<T>(b * M + m) + h * size;
-      const T* const incoming = args.incoming.row<T>(b * M + m) + h * size;
-      T* const doutgoing = args.doutgoing.row<T>(b * M + m) + h * size;
-      double dot = 0;
-#pragma omp simd reduction(+ : dot)
+      const int64_t chunk = b * M + m;
+      const T decay = args.decay.row<T>(chunk)[h];
+      const T* const dincoming = args.dincoming.row<T>(chunk) + h * size;
+      if (args.dlog_decay) {
+        const T* const incoming = args.incoming.row<T>(chunk) + h * size;
+        args.dlog_decay.row<T>(chunk)[h] = T(decay * dot(carry, incoming, size));
+      }
+      if (!args.doutgoing) {
+        for (int64_t i = 0; i < size; ++i) carry[i] = dincoming[i] + decay * carry[i];
+        continue;
+      }
+      T* const doutgoing = args.doutgoing.row<T>(chunk) + h * size;
       for (int64_t i = 0; i < size; ++i) {
         const T before = dincoming[i] + decay * carry[i];  // read before doutgoing, its alias
-        dot += double(carry[i]) * incoming[i];
         doutgoing[i] = carry[i];
         carry[i] = before;
       }
-      args.dlog_decay.row<T>(b * M + m)[h] = T(decay * dot);
     }
     if (args.dinitial) std::copy_n(carry, size, args.dinitial.row<T>(index));
   }
