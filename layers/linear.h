@@ -22,6 +22,10 @@ class Linear {
   // Adds <prefix><name>.weight (out, in) and, if asked for, <prefix><name>.bias (out).
   Linear(const LayerBuild& build, const std::string& name, const LinearSpec& spec);
 
+  // The same map with only the outputs [begin, begin + count): a slice of a packed projection, over
+  // the same parameters.
+  Linear outputs(int64_t begin, int64_t count) const;
+
   // x (..., in) -> y (..., out); rows may be strided.
   void forward(const Context& ctx, const ConstTensorView& x, const TensorView& y) const;
   // dW += dy^T x, db += sum of dy.
@@ -34,8 +38,12 @@ class Linear {
   ParameterId weight() const { return weight_; }
 
  private:
+  TensorView rows_of(const TensorView& weight) const { return weight.row_range(begin_, count_); }
+  TensorView part_of(const TensorView& bias) const { return bias.columns(begin_, {count_}); }
+
   ParameterStore* store_ = nullptr;
   ParameterId weight_, bias_;
+  int64_t begin_ = 0, count_ = 0;  // of the outputs
 };
 
 }  // namespace sluice

@@ -19,6 +19,7 @@ struct Mamba::SavedTensors : Saved {
   TensorView xz;           // (B, T, 2E)
   TensorView dtBC;         // (B, T, R + 2N), of x_proj, before the inner norms
   TensorView span_states;  // (B, spans, E, N)
+  Passed passed;  // halo (B, K-1, E), state (B, E, N), transitions: sums of dt (ranks, B * E)
 };
 
 // What the scan reads, in scratch.
@@ -28,6 +29,38 @@ struct Mamba::Recomputed {
   TensorView rstd;   // (3, B * T) of dt, B, C; only with inner norms
   TensorView delta;  // (B, T, E)
 };
+
+namespace {
+
+// A decay for every channel and state, exp(A * sum of dt). A is everywhere, so the sums travel.
+class StepSum final : public BlockDecay {
+ public:
+  StepSum(const ParameterStore& store, ParameterId A_log, int64_t E, int64_t N)
+      : BlockDecay(E * N, 1, 1), store_(store), A_log_(A_log), E_(E), N_(N) {}
+
+  Dims state_dims(int64_t rows) const override { return {rows, E_, N_}; }
+  int64_t packed_size(int64_t rows) const override { return rows * E_; }
+
+ private:
+  ConstTensorView unpack(const Context& ctx, const RankMaps& maps) const override {
+    const int64_t count = maps.last - maps.first;
+    const int64_t width = maps.rows.rows * E_ * N_;
+    const TensorView decay = ctx.scratch->alloc({count, width}, maps.transitions.dtype);
+    selective_scan_decay(
+        ctx, {.dt_sum = maps.transitions.row_range(maps.first, count),
+              .A_log = store_.value(A_log_),
+              .doc_begin = maps.rows.doc_begin,
+              .cuts = std::span(maps.rows.cuts).subspan(size_t(maps.first), size_t(count) + 1),
+              .decay = decay});
+    return decay.reshape({1, count, width});
+  }
+
+  const ParameterStore& store_;
+  ParameterId A_log_;
+  int64_t E_, N_;
+};
+
+}  // namespace
 
 std::span<const char* const> enum_names(InnerNorm) {
   static constexpr std::array<const char*, 3> kNames = {"none", "plain", "learned"};
@@ -48,12 +81,17 @@ Mamba::Mamba(const LayerBuild& build, const Config& config)
       E_(config.inner > 0 ? config.inner : config.expand * build.d_model),
       N_(config.state_dim),
       K_(config.conv_width),
-      R_(config.dt_rank > 0 ? config.dt_rank : (build.d_model + 15) / 16) {
+      R_(config.dt_rank > 0 ? config.dt_rank : (build.d_model + 15) / 16),
+      halo_(build, K_, E_) {
   const auto name = [&](const char* suffix) { return build.prefix + suffix; };
   const double conv_bound = 1 / std::sqrt(double(K_));
   in_proj_ =
       Linear(build, "in_proj",
              {.in = D_, .out = 2 * E_, .bias = config.proj_bias, .parts = {{"x", E_}, {"z", E_}}});
+  x_part_ = in_proj_.outputs(0, E_);
+  z_part_ = in_proj_.outputs(E_, E_);
+  z_left_ = z_part_.outputs(0, E_ / 2);
+  z_right_ = z_part_.outputs(E_ / 2, E_ - E_ / 2);
   conv_weight_ = store_.add(name("conv1d.weight"), {E_, K_}, uniform(conv_bound));
   if (config.conv_bias) {
     conv_bias_ = store_.add(name("conv1d.bias"), {E_}, uniform(conv_bound), kNoDecay);
@@ -70,6 +108,7 @@ Mamba::Mamba(const LayerBuild& build, const Config& config)
       store_.add(name("dt_proj.bias"), {E_},
                  dt_bias(config.dt_init_min, config.dt_init_max, config.dt_init_floor), kNoDecay);
   A_log_ = store_.add(name("A_log"), {E_, N_}, A_log_s4d(N_), kNoDecay);
+  recurrence_ = LinearRecurrence(build, std::make_unique<StepSum>(store_, A_log_, E_, N_));
   D_skip_ = store_.add(name("D"), {E_}, constant(1), kNoDecay);
   out_proj_ = Linear(build, "out_proj",
                      {.in = E_,
@@ -106,12 +145,13 @@ void Mamba::inner_norm_backward(const Context& ctx, const TensorView& dtBC, cons
   }
 }
 
-void Mamba::convolve(const Context& ctx, const Rows& rows, const TensorView& xz,
+void Mamba::convolve(const Context& ctx, const Rows& rows, const SavedTensors& saved,
                      const TensorView& u) const {
-  causal_conv1d_forward(ctx, {.x = xz.columns(0, {E_}),
+  causal_conv1d_forward(ctx, {.x = x_of(saved.xz),
                               .weight = store_.value(conv_weight_),
                               .bias = store_.optional_value(conv_bias_),
                               .doc_begin = rows.local_doc_begin,
+                              .halo = saved.passed.halo,
                               .y = u});
 }
 
@@ -130,6 +170,7 @@ Mamba::Recomputed Mamba::scan_inputs(const Context& ctx, const TensorView& u,
   return r;
 }
 
+// Several ranks project x, which others wait for, first, and z while something travels.
 std::unique_ptr<Saved> Mamba::forward(const Context& ctx, const Rows& rows,
                                       const LayerForward& io) const {
   const auto [B, T, D] = io.x.shape<3>("x: (B, T, D)");
@@ -139,14 +180,39 @@ std::unique_ptr<Saved> Mamba::forward(const Context& ctx, const Rows& rows,
   saved->xz = ctx.saved->alloc_padded_rows({B, T, 2 * E_}, dtype);
   saved->dtBC = ctx.saved->alloc({B, T, R_ + 2 * N_}, dtype);
   saved->span_states = ctx.saved->alloc({B, scan_spans(T), E_, N_}, stat_dtype(dtype));
-  in_proj_.forward(ctx, io.x, saved->xz);
+  saved->passed = passed_of(ctx, io, received_spec(rows));
+  const TensorView& xz = saved->xz;
+  const bool in_parts = recurrence_.ranks() > 1;
+  const auto project = [&](const Linear& part, const TensorView& out) {
+    if (in_parts) part.forward(ctx, io.x, out);
+  };
+  if (!in_parts) in_proj_.forward(ctx, io.x, xz);
+  project(x_part_, x_of(xz));
 
   const ArenaScope scope(*ctx.scratch);
   const TensorView u = ctx.scratch->alloc({B, T, E_}, dtype);
   const TensorView y = ctx.scratch->alloc({B, T, E_}, dtype);
-  convolve(ctx, rows, saved->xz, u);
+  halo_.forward(ctx, rows,
+                {.x = x_of(xz), .passed = saved->passed, .carried = io.carried, .meanwhile = [&] {
+                   project(z_left_, xz.columns(E_, {E_ / 2}));
+                 }});
+  convolve(ctx, rows, *saved, u);
   x_proj_.forward(ctx, u, saved->dtBC);
   const Recomputed r = scan_inputs(ctx, u, saved->dtBC);
+  const auto fold = [&, B = B](const TensorView& state, const TensorView& dt_sum) {
+    selective_scan_fold(ctx, {.u = r.u,
+                              .delta = r.delta,
+                              .dt_bias = store_.value(dt_bias_),
+                              .A_log = store_.value(A_log_),
+                              .B = B_of(r.dtBC),
+                              .doc_begin = rows.local_doc_begin,
+                              .state = state,
+                              .dt_sum = dt_sum.reshape({B, E_})});
+  };
+  recurrence_.forward(
+      ctx, rows, {.passed = saved->passed, .carried = io.carried, .fold = fold, .meanwhile = [&] {
+                    project(z_right_, xz.columns(E_ + E_ / 2, {E_ - E_ / 2}));
+                  }});
   selective_scan_forward(ctx, {.u = r.u,
                                .delta = r.delta,
                                .dt_bias = store_.value(dt_bias_),
@@ -154,10 +220,12 @@ std::unique_ptr<Saved> Mamba::forward(const Context& ctx, const Rows& rows,
                                .B = B_of(r.dtBC),
                                .C = C_of(r.dtBC),
                                .D = store_.value(D_skip_),
-                               .z = saved->xz.columns(E_, {E_}),
+                               .z = z_of(xz),
                                .doc_begin = rows.local_doc_begin,
+                               .initial_state = saved->passed.state,
                                .y = y,
-                               .span_states = saved->span_states});
+                               .span_states = saved->span_states,
+                               .final_state = recurrence_.final_state(io.carried)});
   out_proj_.forward(ctx, y, io.y);
   return saved;
 }
@@ -167,58 +235,97 @@ void Mamba::backward(const Context& ctx, const Rows& rows, const LayerBackward& 
   const auto& saved = static_cast<const SavedTensors&>(base);
   const int64_t B = io.dy.dim(0);
   const int64_t T = io.dy.dim(1);
-  const DType dtype = io.dy.dtype;
   const ArenaScope scope(*ctx.scratch);
   Arena& scratch = *ctx.scratch;
-  const TensorView dxz = scratch.alloc_padded_rows({B, T, 2 * E_}, dtype);
-  {
-    const ArenaScope scan_scope(scratch);
-    const TensorView u = scratch.alloc({B, T, E_}, dtype);
-    convolve(ctx, rows, saved.xz, u);
-    const Recomputed r = scan_inputs(ctx, u, saved.dtBC);
-    const TensorView dy = scratch.alloc({B, T, E_}, dtype);
-    const TensorView y = scratch.alloc({B, T, E_}, dtype);
-    const TensorView du = scratch.alloc({B, T, E_}, dtype);
-    const TensorView ddelta = scratch.alloc({B, T, E_}, dtype);
-    const TensorView ddtBC = scratch.alloc({B, T, R_ + 2 * N_}, dtype);
-    out_proj_.backward_data(ctx, io.dy, dy);
-    selective_scan_backward(ctx, {.dy = dy,
-                                  .u = r.u,
-                                  .delta = r.delta,
-                                  .dt_bias = store_.value(dt_bias_),
-                                  .A_log = store_.value(A_log_),
-                                  .B = B_of(r.dtBC),
-                                  .C = C_of(r.dtBC),
-                                  .D = store_.value(D_skip_),
-                                  .z = saved.xz.columns(E_, {E_}),
-                                  .doc_begin = rows.local_doc_begin,
-                                  .span_states = saved.span_states,
-                                  .du = du,
-                                  .ddelta = ddelta,
-                                  .dB = B_of(ddtBC),
-                                  .dC = C_of(ddtBC),
-                                  .dz = dxz.columns(E_, {E_}),
-                                  .y = y,
-                                  .ddt_bias = store_.grad(dt_bias_),
-                                  .dA_log = store_.grad(A_log_),
-                                  .dD = store_.grad(D_skip_)});
-    out_proj_.backward_weight(ctx, y, io.dy);
-    dt_proj_.backward_weight(ctx, r.dtBC.columns(0, {R_}), ddelta);
-    dt_proj_.backward_data(ctx, ddelta, ddtBC.columns(0, {R_}));
-    if (config_.inner_norm != InnerNorm::none) inner_norm_backward(ctx, saved.dtBC, r.rstd, ddtBC);
-    x_proj_.backward_weight(ctx, u, ddtBC);
-    x_proj_.backward_data(ctx, ddtBC, du, /*accumulate=*/true);
-    causal_conv1d_backward(ctx, {.dy = du,
-                                 .x = saved.xz.columns(0, {E_}),
-                                 .weight = store_.value(conv_weight_),
-                                 .bias = store_.optional_value(conv_bias_),
-                                 .doc_begin = rows.local_doc_begin,
-                                 .dx = dxz.columns(0, {E_}),
-                                 .dweight = store_.grad(conv_weight_),
-                                 .dbias = store_.optional_grad(conv_bias_)});
-  }
-  in_proj_.backward_weight(ctx, saved.x, dxz);
-  in_proj_.backward_data(ctx, dxz, io.dx);
+  const TensorView dxz = scratch.alloc_padded_rows({B, T, 2 * E_}, io.dy.dtype);
+  const TensorView dhalo =
+      saved.passed.halo ? scratch.alloc(saved.passed.halo.dims, io.dy.dtype) : TensorView{};
+  scan_backward(ctx, rows, saved, io.dy, dxz, dhalo);
+  const bool in_parts = recurrence_.ranks() > 1;
+  halo_.backward(ctx, rows, dhalo, x_of(dxz), [&] {
+    if (!in_parts) return;
+    z_part_.backward_weight(ctx, saved.x, z_of(dxz));
+    z_part_.backward_data(ctx, z_of(dxz), io.dx);
+  });
+  const Linear& rest = in_parts ? x_part_ : in_proj_;
+  const TensorView drest = in_parts ? x_of(dxz) : dxz;
+  rest.backward_weight(ctx, saved.x, drest);
+  rest.backward_data(ctx, drest, io.dx, /*accumulate=*/in_parts);
+}
+
+// All but in_proj. The gradient of the entering state needs neither u nor y, so what travels is
+// ready before they are computed again.
+void Mamba::scan_backward(const Context& ctx, const Rows& rows, const SavedTensors& saved,
+                          const ConstTensorView& dout, const TensorView& dxz,
+                          const TensorView& dhalo) const {
+  const int64_t B = dxz.dim(0);
+  const int64_t T = dxz.dim(1);
+  const DType dtype = dxz.dtype;
+  Arena& scratch = *ctx.scratch;
+  const ArenaScope scope(scratch);
+  const TensorView u = scratch.alloc({B, T, E_}, dtype);
+  const Recomputed r = scan_inputs(ctx, u, saved.dtBC);
+  const TensorView dy = scratch.alloc({B, T, E_}, dtype);
+  const TensorView y = scratch.alloc({B, T, E_}, dtype);
+  const TensorView du = scratch.alloc({B, T, E_}, dtype);
+  const TensorView ddelta = scratch.alloc({B, T, E_}, dtype);
+  const TensorView ddtBC = scratch.alloc({B, T, R_ + 2 * N_}, dtype);
+  out_proj_.backward_data(ctx, dout, dy);
+  const auto reverse_fold = [&](const TensorView& dinitial) {
+    selective_scan_reverse_fold(ctx, {.dy = dy,
+                                      .delta = r.delta,
+                                      .dt_bias = store_.value(dt_bias_),
+                                      .A_log = store_.value(A_log_),
+                                      .C = C_of(r.dtBC),
+                                      .z = z_of(saved.xz),
+                                      .doc_begin = rows.local_doc_begin,
+                                      .dinitial_state = dinitial});
+  };
+  const TensorView dfinal = recurrence_.backward(ctx, rows, saved.passed, reverse_fold,
+                                                 [&] { convolve(ctx, rows, saved, u); });
+  selective_scan_backward(ctx, {.dy = dy,
+                                .u = r.u,
+                                .delta = r.delta,
+                                .dt_bias = store_.value(dt_bias_),
+                                .A_log = store_.value(A_log_),
+                                .B = B_of(r.dtBC),
+                                .C = C_of(r.dtBC),
+                                .D = store_.value(D_skip_),
+                                .z = z_of(saved.xz),
+                                .doc_begin = rows.local_doc_begin,
+                                .span_states = saved.span_states,
+                                .dfinal_state = dfinal,
+                                .du = du,
+                                .ddelta = ddelta,
+                                .dB = B_of(ddtBC),
+                                .dC = C_of(ddtBC),
+                                .dz = z_of(dxz),
+                                .y = y,
+                                .ddt_bias = store_.grad(dt_bias_),
+                                .dA_log = store_.grad(A_log_),
+                                .dD = store_.grad(D_skip_)});
+  out_proj_.backward_weight(ctx, y, dout);
+  dt_proj_.backward_weight(ctx, r.dtBC.columns(0, {R_}), ddelta);
+  dt_proj_.backward_data(ctx, ddelta, ddtBC.columns(0, {R_}));
+  if (config_.inner_norm != InnerNorm::none) inner_norm_backward(ctx, saved.dtBC, r.rstd, ddtBC);
+  x_proj_.backward_weight(ctx, u, ddtBC);
+  x_proj_.backward_data(ctx, ddtBC, du, /*accumulate=*/true);
+  causal_conv1d_backward(ctx, {.dy = du,
+                               .x = x_of(saved.xz),
+                               .weight = store_.value(conv_weight_),
+                               .bias = store_.optional_value(conv_bias_),
+                               .doc_begin = rows.local_doc_begin,
+                               .halo = saved.passed.halo,
+                               .dx = x_of(dxz),
+                               .dweight = store_.grad(conv_weight_),
+                               .dbias = store_.optional_grad(conv_bias_),
+                               .dhalo = dhalo});
+}
+
+std::vector<StateTensor> Mamba::received_spec(const Rows& rows) const {
+  std::vector<StateTensor> spec = halo_.received_spec(rows);
+  for (StateTensor& tensor : recurrence_.received_spec(rows)) spec.push_back(std::move(tensor));
+  return spec;
 }
 
 std::vector<StateTensor> Mamba::state_spec(int64_t rows, int64_t) const {
@@ -238,7 +345,7 @@ void Mamba::step(const Context& ctx, const LayerStep& io) const {
   const TensorView delta = scratch.alloc({B, E_}, dtype);
   const TensorView y = scratch.alloc({B, E_}, dtype);
   in_proj_.forward(ctx, io.x, xz);
-  causal_conv1d_step(ctx, {.x = xz.columns(0, {E_}),
+  causal_conv1d_step(ctx, {.x = x_of(xz),
                            .weight = store_.value(conv_weight_),
                            .bias = store_.optional_value(conv_bias_),
                            .tail = io.states[0],
@@ -253,7 +360,7 @@ void Mamba::step(const Context& ctx, const LayerStep& io) const {
                             .B = B_of(dtBC),
                             .C = C_of(dtBC),
                             .D = store_.value(D_skip_),
-                            .z = xz.columns(E_, {E_}),
+                            .z = z_of(xz),
                             .state = io.states[1],
                             .y = y});
   out_proj_.forward(ctx, y, io.y);

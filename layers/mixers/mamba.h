@@ -13,6 +13,8 @@
 #include "layers/layer.h"
 #include "layers/layer_build.h"
 #include "layers/linear.h"
+#include "layers/mixers/convolution_halo.h"
+#include "layers/mixers/linear_recurrence.h"
 
 namespace sluice {
 
@@ -73,6 +75,7 @@ class Mamba final : public Layer {
                                  const LayerForward& io) const override;
   void backward(const Context& ctx, const Rows& rows, const LayerBackward& io,
                 const Saved& saved) const override;
+  std::vector<StateTensor> received_spec(const Rows& rows) const override;
   std::vector<StateTensor> state_spec(int64_t rows, int64_t max_tokens) const override;
   void step(const Context& ctx, const LayerStep& io) const override;
   double flops_per_token(int64_t row_tokens) const override;
@@ -89,9 +92,14 @@ class Mamba final : public Layer {
   }
   TensorView B_of(const TensorView& dtBC) const { return dtBC.columns(R_, {N_}); }
   TensorView C_of(const TensorView& dtBC) const { return dtBC.columns(R_ + N_, {N_}); }
-  void convolve(const Context& ctx, const Rows& rows, const TensorView& xz,
+  TensorView x_of(const TensorView& xz) const { return xz.columns(0, {E_}); }
+  TensorView z_of(const TensorView& xz) const { return xz.columns(E_, {E_}); }
+  void convolve(const Context& ctx, const Rows& rows, const SavedTensors& saved,
                 const TensorView& u) const;
   Recomputed scan_inputs(const Context& ctx, const TensorView& u, const TensorView& dtBC) const;
+  void scan_backward(const Context& ctx, const Rows& rows, const SavedTensors& saved,
+                     const ConstTensorView& dout, const TensorView& dxz,
+                     const TensorView& dhalo) const;
   void inner_norm(const Context& ctx, const TensorView& dtBC, const TensorView& out,
                   const TensorView& rstd) const;
   void inner_norm_backward(const Context& ctx, const TensorView& dtBC, const TensorView& rstd,
@@ -101,8 +109,11 @@ class Mamba final : public Layer {
   Config config_;
   int64_t D_, E_, N_, K_, R_;
   Linear in_proj_, x_proj_, dt_proj_, out_proj_;
+  Linear x_part_, z_part_, z_left_, z_right_;  // of in_proj; z also in two halves
   ParameterId conv_weight_, conv_bias_, dt_bias_, A_log_, D_skip_;
   ParameterId dt_norm_, B_norm_, C_norm_;  // inner_norm: learned
+  ConvolutionHalo halo_;
+  LinearRecurrence recurrence_;
 };
 
 }  // namespace sluice

@@ -22,6 +22,7 @@ struct Mamba2::SavedTensors : Saved {
   ConstTensorView x;  // (B, T, D)
   TensorView zxbcdt;  // (B, T, E + C + H)
   TensorView y;       // (B, T, H, P), of the SSD
+  Passed passed;      // halo (B, K-1, C), state (B, H, P, N), transitions: decays (ranks, B * H)
 };
 
 // What the SSD reads, in scratch.
@@ -30,8 +31,30 @@ struct Mamba2::Chunked {
   TensorView dt;        // (B, T, H)
   TensorView cum;       // (B, T, H)
   TensorView decay;     // (B, M, H)
-  TensorView incoming;  // (B, M, H, P, N)
+  TensorView incoming;  // (B, M, H, P, N): what each chunk adds, then the state before it
 };
+
+namespace {
+
+// One decay a head. It is the product of the chunks' decays, so it is 0 if a document starts.
+class HeadDecay final : public BlockDecay {
+ public:
+  HeadDecay(int64_t H, int64_t P, int64_t N) : BlockDecay(H, P, N), H_(H), P_(P), N_(N) {}
+
+  Dims state_dims(int64_t rows) const override { return {rows, H_, P_, N_}; }
+  int64_t packed_size(int64_t rows) const override { return rows * H_; }
+
+ private:
+  ConstTensorView unpack(const Context&, const RankMaps& maps) const override {
+    const int64_t count = maps.last - maps.first;
+    return maps.transitions.row_range(maps.first, count)
+        .reshape({1, count, maps.transitions.dim(1)});
+  }
+
+  int64_t H_, P_, N_;
+};
+
+}  // namespace
 
 void Mamba2Config::validate(const std::string& where, int64_t d_model) const {
   if (heads == 0 && expand * d_model % head_dim != 0) {
@@ -67,7 +90,9 @@ Mamba2::Mamba2(const LayerBuild& build, const Config& config)
       N_(config.state_dim),
       G_(config.groups),
       K_(config.conv_width),
-      C_(E_ + 2 * G_ * N_) {
+      C_(E_ + 2 * G_ * N_),
+      halo_(build, K_, C_),
+      recurrence_(build, std::make_unique<HeadDecay>(H_, P_, N_)) {
   const auto name = [&](const char* suffix) { return build.prefix + suffix; };
   const double conv_bound = 1 / std::sqrt(double(K_));
   in_proj_ = Linear(build, "in_proj",
@@ -75,6 +100,9 @@ Mamba2::Mamba2(const LayerBuild& build, const Config& config)
                      .out = E_ + C_ + H_,
                      .bias = config.proj_bias,
                      .parts = {{"z", E_}, {"x", E_}, {"B", G_ * N_}, {"C", G_ * N_}, {"dt", H_}}});
+  z_proj_ = in_proj_.outputs(0, E_);
+  xbc_proj_ = in_proj_.outputs(E_, C_);
+  dt_proj_ = in_proj_.outputs(E_ + C_, H_);
   conv_weight_ = store_.add(name("conv1d.weight"), {C_, K_}, uniform(conv_bound));
   if (config.conv_bias) {
     conv_bias_ = store_.add(name("conv1d.bias"), {C_}, uniform(conv_bound), kNoDecay);
@@ -93,23 +121,19 @@ Mamba2::Mamba2(const LayerBuild& build, const Config& config)
                       .scale = 1 / std::sqrt(double(build.num_residuals))});
 }
 
-Mamba2::Chunked Mamba2::scan_inputs(const Context& ctx, const Rows& rows,
-                                    const TensorView& zxbcdt) const {
-  const int64_t B = zxbcdt.dim(0);
-  const int64_t T = zxbcdt.dim(1);
+Mamba2::Chunked Mamba2::allocate_chunked(const Context& ctx, int64_t B, int64_t T,
+                                         DType dtype) const {
   const int64_t M = num_chunks(T, config_.chunk);
-  const DType dtype = zxbcdt.dtype;
   Arena& scratch = *ctx.scratch;
-  Chunked s{.xbc = scratch.alloc({B, T, C_}, dtype),
-            .dt = scratch.alloc({B, T, H_}, stat_dtype(dtype)),
-            .cum = scratch.alloc({B, T, H_}, stat_dtype(dtype)),
-            .decay = scratch.alloc({B, M, H_}, stat_dtype(dtype)),
-            .incoming = scratch.alloc({B, M, H_, P_, N_}, stat_dtype(dtype))};
-  causal_conv1d_forward(ctx, {.x = xbc_of(zxbcdt),
-                              .weight = store_.value(conv_weight_),
-                              .bias = store_.optional_value(conv_bias_),
-                              .doc_begin = rows.local_doc_begin,
-                              .y = s.xbc});
+  return {.xbc = scratch.alloc({B, T, C_}, dtype),
+          .dt = scratch.alloc({B, T, H_}, stat_dtype(dtype)),
+          .cum = scratch.alloc({B, T, H_}, stat_dtype(dtype)),
+          .decay = scratch.alloc({B, M, H_}, stat_dtype(dtype)),
+          .incoming = scratch.alloc({B, M, H_, P_, N_}, stat_dtype(dtype))};
+}
+
+void Mamba2::chunk_decays(const Context& ctx, const Rows& rows, const TensorView& zxbcdt,
+                          const Chunked& s) const {
   chunk_cumsum_forward(ctx, {.dt_raw = dt_of(zxbcdt),
                              .dt_bias = store_.value(dt_bias_),
                              .A_log = store_.value(A_log_),
@@ -119,6 +143,16 @@ Mamba2::Chunked Mamba2::scan_inputs(const Context& ctx, const Rows& rows,
                              .chunk = config_.chunk,
                              .dt_min = config_.dt_min,
                              .dt_max = config_.dt_max});
+}
+
+void Mamba2::chunk_states(const Context& ctx, const Rows& rows, const TensorView& zxbcdt,
+                          const TensorView& halo, const Chunked& s) const {
+  causal_conv1d_forward(ctx, {.x = xbc_of(zxbcdt),
+                              .weight = store_.value(conv_weight_),
+                              .bias = store_.optional_value(conv_bias_),
+                              .doc_begin = rows.local_doc_begin,
+                              .halo = halo,
+                              .y = s.xbc});
   chunk_state_forward(ctx, {.x = x_of(s.xbc),
                             .B = B_of(s.xbc),
                             .dt = s.dt,
@@ -127,8 +161,6 @@ Mamba2::Chunked Mamba2::scan_inputs(const Context& ctx, const Rows& rows,
                             .state = s.incoming,
                             .decay = s.decay,
                             .chunk = config_.chunk});
-  state_passing_forward(ctx, {.state = s.incoming, .decay = s.decay, .incoming = s.incoming});
-  return s;
 }
 
 void Mamba2::gated_norm(const Context& ctx, const TensorView& y, const TensorView& zxbcdt,
@@ -142,6 +174,7 @@ void Mamba2::gated_norm(const Context& ctx, const TensorView& y, const TensorVie
                                .eps = norm_eps_});
 }
 
+// Several ranks project what others wait for first, and the rest while it travels.
 std::unique_ptr<Saved> Mamba2::forward(const Context& ctx, const Rows& rows,
                                        const LayerForward& io) const {
   const auto [B, T, D] = io.x.shape<3>("x: (B, T, D)");
@@ -150,10 +183,39 @@ std::unique_ptr<Saved> Mamba2::forward(const Context& ctx, const Rows& rows,
   saved->x = io.x;
   saved->zxbcdt = ctx.saved->alloc_padded_rows({B, T, E_ + C_ + H_}, dtype);
   saved->y = ctx.saved->alloc({B, T, H_, P_}, dtype);
-  in_proj_.forward(ctx, io.x, saved->zxbcdt);
+  saved->passed = passed_of(ctx, io, received_spec(rows));
+  const TensorView& zxbcdt = saved->zxbcdt;
+  const Passed& passed = saved->passed;
+  const bool in_parts = recurrence_.ranks() > 1;
+  const auto project = [&](const Linear& part, const TensorView& out) {
+    if (in_parts) part.forward(ctx, io.x, out);
+  };
+  if (!in_parts) in_proj_.forward(ctx, io.x, zxbcdt);
+  project(xbc_proj_, xbc_of(zxbcdt));
 
   const ArenaScope scope(*ctx.scratch);
-  const Chunked s = scan_inputs(ctx, rows, saved->zxbcdt);
+  const Chunked s = allocate_chunked(ctx, B, T, dtype);
+  halo_.forward(ctx, rows,
+                {.x = xbc_of(zxbcdt), .passed = passed, .carried = io.carried, .meanwhile = [&] {
+                   project(dt_proj_, dt_of(zxbcdt));
+                   chunk_decays(ctx, rows, zxbcdt, s);
+                 }});
+  chunk_states(ctx, rows, zxbcdt, passed.halo, s);
+  const auto fold = [&, B = B](const TensorView& state, const TensorView& decay) {
+    state_passing_forward(ctx, {.state = s.incoming,
+                                .decay = s.decay,
+                                .final_state = state,
+                                .total_decay = decay.reshape({B, H_})});
+  };
+  recurrence_.forward(ctx, rows,
+                      {.passed = passed, .carried = io.carried, .fold = fold, .meanwhile = [&] {
+                         project(z_proj_, z_of(zxbcdt));
+                       }});
+  state_passing_forward(ctx, {.state = s.incoming,
+                              .decay = s.decay,
+                              .initial = passed.state,
+                              .incoming = s.incoming,
+                              .final_state = recurrence_.final_state(io.carried)});
   chunk_scan_forward(ctx, {.x = x_of(s.xbc),
                            .B = B_of(s.xbc),
                            .C = C_of(s.xbc),
@@ -197,18 +259,38 @@ void Mamba2::backward(const Context& ctx, const Rows& rows, const LayerBackward&
                                   .gate = config_.gate,
                                   .eps = norm_eps_});
   }
-  scan_backward(ctx, rows, saved, dy.reshape({B, T, H_, P_}), dzxbcdt);
-  in_proj_.backward_weight(ctx, saved.x, dzxbcdt);
-  in_proj_.backward_data(ctx, dzxbcdt, io.dx);
+  const TensorView dhalo =
+      saved.passed.halo ? scratch.alloc(saved.passed.halo.dims, dtype) : TensorView{};
+  const bool in_parts = recurrence_.ranks() > 1;
+  scan_backward(ctx, rows, saved, dy.reshape({B, T, H_, P_}), dzxbcdt, dhalo, [&] {
+    if (in_parts) z_proj_.backward_weight(ctx, saved.x, z_of(dzxbcdt));
+  });
+  halo_.backward(ctx, rows, dhalo, xbc_of(dzxbcdt), [&] {
+    if (!in_parts) return;
+    z_proj_.backward_data(ctx, z_of(dzxbcdt), io.dx);
+    dt_proj_.backward_weight(ctx, saved.x, dt_of(dzxbcdt));
+    dt_proj_.backward_data(ctx, dt_of(dzxbcdt), io.dx, /*accumulate=*/true);
+  });
+  const Linear& rest = in_parts ? xbc_proj_ : in_proj_;
+  const TensorView drest = in_parts ? xbc_of(dzxbcdt) : dzxbcdt;
+  rest.backward_weight(ctx, saved.x, drest);
+  rest.backward_data(ctx, drest, io.dx, /*accumulate=*/in_parts);
 }
 
 void Mamba2::scan_backward(const Context& ctx, const Rows& rows, const SavedTensors& saved,
-                           const TensorView& dy, const TensorView& dzxbcdt) const {
+                           const TensorView& dy, const TensorView& dzxbcdt, const TensorView& dhalo,
+                           const Meanwhile& meanwhile) const {
   const int64_t B = dy.dim(0);
   const int64_t T = dy.dim(1);
   Arena& scratch = *ctx.scratch;
   const ArenaScope scope(scratch);
-  const Chunked s = scan_inputs(ctx, rows, saved.zxbcdt);
+  const Chunked s = allocate_chunked(ctx, B, T, dy.dtype);
+  chunk_decays(ctx, rows, saved.zxbcdt, s);
+  chunk_states(ctx, rows, saved.zxbcdt, saved.passed.halo, s);
+  state_passing_forward(ctx, {.state = s.incoming,
+                              .decay = s.decay,
+                              .initial = saved.passed.state,
+                              .incoming = s.incoming});
   const TensorView dxbc = scratch.alloc({B, T, C_}, dy.dtype);
   const TensorView ddt = scratch.alloc(s.dt.dims, s.dt.dtype);
   const TensorView dcum = scratch.alloc(s.cum.dims, s.cum.dtype);
@@ -231,9 +313,14 @@ void Mamba2::scan_backward(const Context& ctx, const Rows& rows, const SavedTens
                             .dincoming = dstate,
                             .dD = store_.grad(D_skip_),
                             .chunk = config_.chunk});
+  const auto reverse_fold = [&](const TensorView& dinitial) {
+    state_passing_backward(ctx, {.dincoming = dstate, .decay = s.decay, .dinitial = dinitial});
+  };
+  const TensorView dfinal = recurrence_.backward(ctx, rows, saved.passed, reverse_fold, meanwhile);
   state_passing_backward(ctx, {.dincoming = dstate,
                                .incoming = s.incoming,
                                .decay = s.decay,
+                               .dfinal = dfinal,
                                .doutgoing = dstate,
                                .dlog_decay = dlog_decay});
   chunk_state_backward(ctx, {.dstate = dstate,
@@ -265,9 +352,17 @@ void Mamba2::scan_backward(const Context& ctx, const Rows& rows, const SavedTens
                                .weight = store_.value(conv_weight_),
                                .bias = store_.optional_value(conv_bias_),
                                .doc_begin = rows.local_doc_begin,
+                               .halo = saved.passed.halo,
                                .dx = xbc_of(dzxbcdt),
                                .dweight = store_.grad(conv_weight_),
-                               .dbias = store_.optional_grad(conv_bias_)});
+                               .dbias = store_.optional_grad(conv_bias_),
+                               .dhalo = dhalo});
+}
+
+std::vector<StateTensor> Mamba2::received_spec(const Rows& rows) const {
+  std::vector<StateTensor> spec = halo_.received_spec(rows);
+  for (StateTensor& tensor : recurrence_.received_spec(rows)) spec.push_back(std::move(tensor));
+  return spec;
 }
 
 std::vector<StateTensor> Mamba2::state_spec(int64_t rows, int64_t) const {

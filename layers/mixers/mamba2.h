@@ -10,6 +10,8 @@
 #include "layers/layer.h"
 #include "layers/layer_build.h"
 #include "layers/linear.h"
+#include "layers/mixers/convolution_halo.h"
+#include "layers/mixers/linear_recurrence.h"
 
 namespace sluice {
 
@@ -75,6 +77,7 @@ class Mamba2 final : public Layer {
                                  const LayerForward& io) const override;
   void backward(const Context& ctx, const Rows& rows, const LayerBackward& io,
                 const Saved& saved) const override;
+  std::vector<StateTensor> received_spec(const Rows& rows) const override;
   std::vector<StateTensor> state_spec(int64_t rows, int64_t max_tokens) const override;
   void step(const Context& ctx, const LayerStep& io) const override;
   double flops_per_token(int64_t row_tokens) const override;
@@ -89,9 +92,14 @@ class Mamba2 final : public Layer {
   TensorView x_of(const TensorView& xbc) const { return xbc.columns(0, {H_, P_}); }
   TensorView B_of(const TensorView& xbc) const { return xbc.columns(E_, {G_, N_}); }
   TensorView C_of(const TensorView& xbc) const { return xbc.columns(E_ + G_ * N_, {G_, N_}); }
-  Chunked scan_inputs(const Context& ctx, const Rows& rows, const TensorView& zxbcdt) const;
+  Chunked allocate_chunked(const Context& ctx, int64_t B, int64_t T, DType dtype) const;
+  void chunk_decays(const Context& ctx, const Rows& rows, const TensorView& zxbcdt,
+                    const Chunked& s) const;
+  void chunk_states(const Context& ctx, const Rows& rows, const TensorView& zxbcdt,
+                    const TensorView& halo, const Chunked& s) const;
   void scan_backward(const Context& ctx, const Rows& rows, const SavedTensors& saved,
-                     const TensorView& dy, const TensorView& dzxbcdt) const;
+                     const TensorView& dy, const TensorView& dzxbcdt, const TensorView& dhalo,
+                     const Meanwhile& meanwhile) const;
   void gated_norm(const Context& ctx, const TensorView& y, const TensorView& zxbcdt,
                   const TensorView& out) const;
 
@@ -100,7 +108,10 @@ class Mamba2 final : public Layer {
   double norm_eps_;
   int64_t D_, E_, H_, P_, N_, G_, K_, C_;  // C = E + 2 G N channels of the convolution
   Linear in_proj_, out_proj_;
+  Linear z_proj_, xbc_proj_, dt_proj_;  // the parts of in_proj
   ParameterId conv_weight_, conv_bias_, dt_bias_, A_log_, D_skip_, norm_;
+  ConvolutionHalo halo_;
+  LinearRecurrence recurrence_;
 };
 
 }  // namespace sluice

@@ -1,0 +1,244 @@
+// Mamba and Mamba-2 with their rows cut over sequence ranks, against one rank that has them whole.
+// B batch, T tokens on a rank, D model
+#include <gtest/gtest.h>
+
+#include "layers/mixers/mamba.h"
+#include "layers/mixers/mamba2.h"
+#include "parallel/planned_communicator.h"
+#include "tests/support/layer_check.h"
+#include "tests/support/layouts.h"
+
+namespace sluice::test {
+namespace {
+
+constexpr int64_t D = 6;
+
+// Makes the layer with its sequence group.
+using MakeSharded = std::function<std::unique_ptr<Layer>(LayerBuild)>;
+
+template <class Mixer>
+MakeSharded sharded(const typename Mixer::Config& config) {
+  return [config](const LayerBuild& build) { return std::make_unique<Mixer>(build, config); };
+}
+
+struct Kind {
+  const char* name = "";
+  MakeSharded make = {};
+};
+
+std::vector<Kind> kinds() {
+  const Mamba2Config mamba2{.head_dim = 4, .state_dim = 3, .conv_width = 4, .chunk = 4};
+  Mamba2Config grouped = mamba2;
+  grouped.groups = 3;
+  grouped.gate = GateOrder::after;
+  grouped.proj_bias = true;
+  grouped.conv_width = 2;
+  grouped.chunk = 3;
+  grouped.dt_min = 0.02;
+  Mamba2Config fast = mamba2;  // decays far below 1; and no convolution to speak of
+  fast.dt_init_min = fast.dt_init_max = 0.7;
+  fast.conv_width = 1;
+  fast.conv_bias = false;
+  fast.chunk = 64;
+  const MambaConfig mamba{.state_dim = 3, .conv_width = 4, .dt_rank = 2};
+  MambaConfig learned = mamba;
+  learned.inner_norm = InnerNorm::learned;
+  learned.proj_bias = true;
+  learned.inner = 7;
+  learned.conv_width = 3;
+  MambaConfig plain = mamba;
+  plain.inner_norm = InnerNorm::plain;
+  plain.dt_init_min = plain.dt_init_max = 0.7;
+  plain.conv_bias = false;
+  return {{"mamba2", sharded<Mamba2>(mamba2)},
+          {"mamba2_groups", sharded<Mamba2>(grouped)},
+          {"mamba2_fast_decay", sharded<Mamba2>(fast)},
+          {"mamba", sharded<Mamba>(mamba)},
+          {"mamba_learned_norms", sharded<Mamba>(learned)},
+          {"mamba_fast_decay", sharded<Mamba>(plain)}};
+}
+
+struct Cut {
+  const char* name = "";
+  std::vector<int64_t> cuts = {};
+  std::vector<std::vector<int64_t>> starts = {};
+};
+
+std::vector<Cut> cut_cases() {
+  return {
+      {"one_rank", {0, 13}, {{5}, {}}},
+      {"one_document", even_cuts(23, 2)},
+      {"document_of_many_shards", even_cuts(26, 8), {{2, 21}, {}}},
+      {"documents_inside_shards", even_cuts(23, 3), {{3, 4, 12}, {19}}},
+      {"documents_at_edges", even_cuts(20, 5), {{4, 8, 12, 16}, {8}}},
+      {"documents_beside_edges", even_cuts(20, 5), {{3, 5, 11, 17}, {7, 8, 9}}},
+      {"tokens_of_their_own", even_cuts(8, 8), {{}, {3, 4}}},
+      {"uneven", {0, 1, 2, 9, 10, 24}, {{9}, {1, 10, 23}}},
+      {"one_token_last", {0, 11, 12}, {{11}, {}}},
+  };
+}
+
+struct Result {
+  Tensor y, dx;
+  std::vector<Tensor> gradients;  // by parameter, summed over the ranks
+};
+
+LayerHarness harness(const MakeSharded& make, Communicator& group, DType dtype) {
+  return LayerHarness(
+      [&](LayerBuild build) {
+        build.groups.sequence = &group;
+        return make(build);
+      },
+      D, dtype, size_t{1} << 20);
+}
+
+Result run(const MakeSharded& make, const TestRows& batch, const std::vector<int64_t>& cuts,
+           DType dtype) {
+  const Rows& whole = batch;
+  const Dims dims{whole.rows, whole.row_tokens, D};
+  const Tensor x = normal(dims, dtype, 1), dy = normal(dims, dtype, 2);
+  Result result{Tensor(dims, dtype), Tensor(dims, dtype), {}};
+  run_ranks(int(cuts.size()) - 1, [&](Communicator& group) {
+    const ShardRows shard(whole, {0, whole.rows}, cuts, group.rank());
+    LayerHarness h = harness(make, group, dtype);
+    const Tensor my_x = shard.cut(x), my_dy = shard.cut(dy);
+    Tensor y(my_x.dims(), dtype), dx(my_x.dims(), dtype);
+    const auto saved = h.layer->forward(h.ctx, shard, {.x = my_x, .y = y});
+    h.layer->backward(h.ctx, shard, {.dy = my_dy, .dx = dx}, *saved);
+    EXPECT_EQ(h.ctx.scratch().used(), 0u);
+    shard.paste(y, result.y);
+    shard.paste(dx, result.dx);
+    for (int32_t i = 0; i < int32_t(h.store.parameters().size()); ++i) {
+      Tensor sum = sum_over(group, h.parameter(i, true));
+      if (group.rank() == 0) result.gradients.push_back(std::move(sum));
+    }
+  });
+  return result;
+}
+
+double norm_of(const Tensor& tensor) {
+  double sum = 0;
+  for (int64_t i = 0; i < tensor.numel(); ++i) sum += tensor.get(i) * tensor.get(i);
+  return std::sqrt(sum);
+}
+
+// The largest |a - b| / max(|b|, 1e-6 |all gradients|) of the parameters.
+double gradient_error(const std::vector<Tensor>& a, const std::vector<Tensor>& b) {
+  double all = 0, largest = 0;
+  for (const Tensor& gradient : b) all = std::hypot(all, norm_of(gradient));
+  for (size_t i = 0; i < b.size(); ++i) {
+    Tensor difference = a[i].clone();
+    for (int64_t e = 0; e < difference.numel(); ++e) {
+      difference.set(e, a[i].get(e) - b[i].get(e));
+    }
+    const double error = norm_of(difference) / std::max(norm_of(b[i]), 1e-6 * all);
+    largest = error <= largest ? largest : error;  // NaN is largest
+  }
+  return largest;
+}
+
+class Sharded : public testing::TestWithParam<std::tuple<Kind, Cut>> {};
+INSTANTIATE_TEST_SUITE_P(
+    Layers, Sharded, testing::Combine(testing::ValuesIn(kinds()), testing::ValuesIn(cut_cases())),
+    [](const auto& info) {
+      return concat(std::get<0>(info.param).name, "_", std::get<1>(info.param).name);
+    });
+
+TEST_P(Sharded, EqualsOneRank) {
+  const auto& [kind, cut] = GetParam();
+  const int64_t tokens = cut.cuts.back();
+  const TestRows batch(2, tokens, cut.starts);
+  for (const DType dtype : {DType::f64, DType::f32}) {
+    const double bound = dtype == DType::f64 ? 1e-10 : 2e-5;
+    const Result whole = run(kind.make, batch, {0, tokens}, dtype);
+    const Result parts = run(kind.make, batch, cut.cuts, dtype);
+    EXPECT_LE(relative_error(parts.y, whole.y), bound);
+    EXPECT_LE(relative_error(parts.dx, whole.dx), bound);
+    EXPECT_LE(gradient_error(parts.gradients, whole.gradients), bound);
+    const Result again = run(kind.make, batch, cut.cuts, dtype);
+    EXPECT_TRUE(bit_equal(again.y, parts.y) && bit_equal(again.dx, parts.dx));
+    EXPECT_EQ(gradient_error(again.gradients, parts.gradients), 0);
+  }
+}
+
+// ---- What travels -------------------------------------------------------------------------------
+
+struct Bytes {
+  int64_t state = 0, halo = 0;
+};
+
+// Contributed by the rank since `before`.
+Bytes contributed(const Communicator& group, const Bytes& before = {}) {
+  return {group.traffic(Verb::all_gather).contributed - before.state,
+          group.traffic(Verb::all_to_all_v).contributed - before.halo};
+}
+
+// `forward` and `backward` are the state's bytes of a row, `halo` the halo's.
+void expect_bytes(const MakeSharded& make, int64_t forward, int64_t backward, int64_t halo) {
+  constexpr int64_t B = 2;
+  const TestRows batch(B, 40, {{13}, {}});
+  for (const int ranks : {2, 4}) {
+    run_ranks(ranks, [&](Communicator& group) {
+      const int rank = group.rank();
+      const ShardRows shard(batch, {0, B}, even_cuts(40, ranks), rank);
+      const Dims dims{B, 40 / ranks, D};
+      const Tensor x = normal(dims, DType::f32, 1);
+      Tensor y(dims, DType::f32), dx(dims, DType::f32);
+      LayerHarness h = harness(make, group, DType::f32);
+      const auto saved = h.layer->forward(h.ctx, shard, {.x = x, .y = y});
+      const Bytes there = contributed(group);
+      EXPECT_EQ(there.state, B * forward);
+      EXPECT_EQ(there.halo, rank + 1 < ranks ? B * halo : 0);  // the last rank has no reader
+      h.layer->backward(h.ctx, shard, {.dy = x, .dx = dx}, *saved);
+      const Bytes back = contributed(group, there);
+      EXPECT_EQ(back.state, B * backward);
+      EXPECT_EQ(back.halo, rank > 0 ? B * halo : 0);
+    });
+  }
+}
+
+TEST(SequenceTraffic, OfMamba2) {
+  const int64_t H = 3, P = 4, N = 5, G = 1, K = 4, C = H * P + 2 * G * N;
+  expect_bytes(sharded<Mamba2>({.head_dim = P, .state_dim = N, .conv_width = K, .chunk = 4}),
+               4 * H * P * N + 4 * H, 4 * H * P * N, 4 * (K - 1) * C);
+}
+
+TEST(SequenceTraffic, OfMamba) {
+  const int64_t E = 12, N = 5, K = 4;
+  expect_bytes(sharded<Mamba>({.state_dim = N, .conv_width = K}), 4 * E * (N + 1), 4 * E * N,
+               4 * (K - 1) * E);
+}
+
+// The counting twin with a planned group sees the peaks and the bytes of the real ranks.
+TEST(SequenceTraffic, IsPlannedExactly) {
+  constexpr int64_t B = 2, tokens = 19;
+  const TestRows batch(B, tokens, {{4}, {}});
+  for (const Kind& kind : kinds()) {
+    SCOPED_TRACE(kind.name);
+    run_ranks(3, [&](Communicator& group) {
+      const ShardRows shard(batch, {0, B}, even_cuts(tokens, 3), group.rank());
+      const Dims dims{B, shard.rows().tokens, D};
+      const Tensor x = normal(dims, DType::f32, 1);
+      Tensor y(dims, DType::f32), dx(dims, DType::f32);
+      const auto pass = [&](LayerHarness& h, const Context& ctx) {
+        const auto saved = h.layer->forward(ctx, shard, {.x = x, .y = y});
+        h.layer->backward(ctx, shard, {.dy = x, .dx = dx}, *saved);
+      };
+      LayerHarness real = harness(kind.make, group, DType::f32);
+      pass(real, real.ctx);
+      const auto planned_group = make_planned_communicator(3, group.rank());
+      LayerHarness planned = harness(kind.make, *planned_group, DType::f32);
+      Arena saved = Arena::counting("saved", kCpu), scratch = Arena::counting("scratch", kCpu);
+      pass(planned,
+           {.device = kCpu, .stream = {}, .saved = &saved, .scratch = &scratch, .rng = {}});
+      EXPECT_EQ(saved.peak(), real.ctx.saved().peak());
+      EXPECT_EQ(scratch.peak(), real.ctx.scratch().peak());
+      for (const Verb verb : {Verb::all_gather, Verb::all_to_all_v}) {
+        EXPECT_EQ(planned_group->traffic(verb), group.traffic(verb)) << name_of(verb);
+      }
+    });
+  }
+}
+
+}  // namespace
+}  // namespace sluice::test
