@@ -13,7 +13,8 @@ AVX2_BENCH = None
 
 
 def bench(*arguments, program=None):
-    return subprocess.run([program or BENCH, *arguments], capture_output=True, text=True, timeout=120)
+    command = [program or BENCH, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
 class Bench(unittest.TestCase):
