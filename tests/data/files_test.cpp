@@ -27,7 +27,7 @@ TEST(Files, FullDiskLeavesTheOldFileAndNothingElse) {
     expect_error<IoError>([&] { atomic_write_file(folder / "x", std::string(5000, 'n')); },
                           {folder / "x", "5000 bytes needed", "free"});
   }
-  EXPECT_EQ(read_file(folder / "x"), "old");
+  EXPECT_EQ(read_text(folder / "x"), "old");
   EXPECT_EQ(folder.names(), Names{"x"});
 }
 

@@ -294,9 +294,9 @@ TEST(Import, EqualInputsGiveEqualStores) {
   const TempFolder folder;
   write_file(folder / "x.txt", prose(1, 5000));
   build_store(options(folder, {"x.txt"}));
-  const std::string first = read_file(folder / "train.h5");
+  const std::string first = read_text(folder / "train.h5");
   build_store(options(folder, {"x.txt"}));
-  EXPECT_EQ(read_file(folder / "train.h5"), first);
+  EXPECT_EQ(read_text(folder / "train.h5"), first);
 }
 
 }  // namespace

@@ -189,7 +189,7 @@ class MutatedStore : public testing::Test {
   void SetUp() override {
     documents_ = random_documents(60, 60, 300, 256);
     write_store(folder_ / "good.h5", plain_header(300, 256), documents_);
-    bytes_ = read_file(folder_ / "good.h5");
+    bytes_ = read_text(folder_ / "good.h5");
   }
   // True if the mutant is refused; otherwise it must hold what the store held.
   bool refused(const std::string& bytes) {

@@ -1,8 +1,7 @@
-// Tensors, simulated ranks and folders for the tests of checkpoints.
+// Tensors and simulated ranks for the tests of checkpoints.
 #pragma once
 
 #include <gtest/gtest.h>
-#include <unistd.h>
 
 #include <cstring>
 #include <filesystem>
@@ -14,6 +13,7 @@
 
 #include "kernels/core/rng.h"
 #include "parallel/thread_communicator.h"
+#include "tests/support/temp_folder.h"
 #include "trainer/checkpoint/folders.h"
 #include "trainer/checkpoint/reader.h"
 #include "trainer/checkpoint/verify.h"
@@ -22,29 +22,6 @@
 namespace sluice::test {
 
 namespace fs = std::filesystem;
-
-// A fresh folder that goes away with the object. In memory where that is possible: every save syncs
-// a dozen times.
-class TempFolder {
- public:
-  TempFolder() {
-    const bool in_memory = ::access("/dev/shm", W_OK) == 0;
-    std::string pattern = (in_memory ? "/dev/shm" : ::testing::TempDir()) + "/sluice-ckpt-XXXXXX";
-    SLUICE_CHECK(::mkdtemp(pattern.data()) != nullptr, "no temporary folder");
-    path_ = fs::canonical(pattern).string();  // as the kernel calls it
-  }
-  ~TempFolder() {
-    std::error_code ignored;
-    fs::remove_all(path_, ignored);
-  }
-  TempFolder(const TempFolder&) = delete;
-  TempFolder& operator=(const TempFolder&) = delete;
-  operator const std::string&() const { return path_; }
-  const std::string& path() const { return path_; }
-
- private:
-  std::string path_;
-};
 
 // The part of `pieces` that falls to one of `num_ranks` ranks that all hold the same: of each kind
 // a contiguous share of all elements, cut anywhere. The shares of all ranks are everything, once.
@@ -74,11 +51,6 @@ inline std::vector<LocalPiece> share_of(const std::vector<LocalPiece>& pieces, i
   return share;
 }
 
-inline std::string slurp(const std::string& path) {
-  std::ifstream in(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(in), {}};
-}
-
 inline void spit(const std::string& path, const std::string& bytes) {
   std::ofstream(path, std::ios::binary | std::ios::trunc) << bytes;
 }
@@ -88,7 +60,7 @@ inline std::map<std::string, std::string> contents(const std::string& folder) {
   std::map<std::string, std::string> files;
   for (const auto& entry : fs::recursive_directory_iterator(folder)) {
     const std::string name = fs::relative(entry.path(), folder).string();
-    files[name] = entry.is_regular_file() ? slurp(entry.path().string()) : "folder";
+    files[name] = entry.is_regular_file() ? read_text(entry.path().string()) : "folder";
   }
   return files;
 }

@@ -70,7 +70,7 @@ TEST_F(Damage, MissingAndSwappedFilesAreRefused) {
     restore(name);
   }
   // The older checkpoint's file, good in itself.
-  spit(path_ + "/model-0.h5", slurp(folder_.path() + "/step-00000010/model-0.h5"));
+  spit(path_ + "/model-0.h5", read_text(folder_.path() + "/step-00000010/model-0.h5"));
   expect_fallback("model-0.h5");
 }
 

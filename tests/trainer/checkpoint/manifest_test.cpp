@@ -29,7 +29,7 @@ std::string sign(json document) {
 
 std::string good_text() {
   const TempFolder folder;
-  return slurp(save(folder, 20, small_model(1), 2) + "/" + kManifestName);
+  return read_text(save(folder, 20, small_model(1), 2) + "/" + kManifestName);
 }
 
 json good_document() { return json::parse(good_text()); }

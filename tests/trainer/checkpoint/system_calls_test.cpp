@@ -51,7 +51,7 @@ std::vector<Call> parse_trace(const std::string& log) {
   const std::regex on_descriptor(R"re((fsync|fdatasync|write|pwrite64)\(\d+<([^>]*)>.*= \d+$)re");
   const std::regex on_names(R"re((rename|renameat2?)\(.*"([^"]*)",.*"([^"]*)".*= 0$)re");
   std::vector<Call> calls;
-  std::istringstream lines(slurp(log));
+  std::istringstream lines(read_text(log));
   for (std::string line; std::getline(lines, line);) {
     std::smatch match;
     if (std::regex_search(line, match, on_descriptor)) calls.push_back({match[1], match[2], ""});
@@ -148,7 +148,7 @@ TEST_F(SystemCalls, SyncBeforeRenameAndParentAfter) {
 // How many calls of each name a save makes.
 int count_calls(const std::string& log, const std::string& name) {
   int count = 0;
-  std::istringstream lines(slurp(log));
+  std::istringstream lines(read_text(log));
   for (std::string line; std::getline(lines, line);)
     count += contains(line, " " + name + "(") ? 1 : 0;
   return count;
