@@ -5,6 +5,7 @@
 
 #include <cmath>
 #include <cstdlib>
+#include <numeric>
 
 namespace sluice {
 
@@ -35,10 +36,32 @@ std::string short_duration(double seconds) {
   return fmt::format("{}d{:02}h", s / 86400, s / 3600 % 24);
 }
 
-std::string progress_line(const StepMetrics& metrics, int64_t steps, double seconds_left) {
+// Recomputed from the window: 128 values are nothing beside a step, and no error adds up.
+std::optional<double> ZScore::add(double value) {
+  constexpr size_t kWindow = 128, kLeast = 16;
+  if (!std::isfinite(value)) return std::nullopt;
+  std::optional<double> score;
+  if (window_.size() >= kLeast) {
+    const double count = double(window_.size());
+    const double mean = std::accumulate(window_.begin(), window_.end(), 0.0) / count;
+    double squares = 0;
+    for (const double old : window_) squares += (old - mean) * (old - mean);
+    if (squares > 0) score = (value - mean) / std::sqrt(squares / count);
+  }
+  window_.push_back(value);
+  if (window_.size() > kWindow) window_.pop_front();
+  return score;
+}
+
+std::string progress_line(const StepMetrics& metrics, int64_t steps, double seconds_left,
+                          const Outliers& outliers) {
+  const auto scored = [](const std::optional<double>& z) {
+    return z ? fmt::format(" ({:+.1f}z)", *z) : "";
+  };
   std::string line =
-      fmt::format("step {}/{}  loss {:.4f}  grad {:.3g}  lr {:.2e}  {} tok/s", metrics.step, steps,
-                  metrics.loss, metrics.grad_norm, metrics.lr, short_count(metrics.tokens_per_s));
+      fmt::format("step {}/{}  loss {:.4f}{}  grad {:.3g}{}  lr {:.2e}  {} tok/s", metrics.step,
+                  steps, metrics.loss, scored(outliers.loss), metrics.grad_norm,
+                  scored(outliers.grad_norm), metrics.lr, short_count(metrics.tokens_per_s));
   if (metrics.mfu) line += fmt::format("  mfu {:.1f}%", 100 * *metrics.mfu);
   if (metrics.memory_gib) line += fmt::format("  mem {:.2f} GiB", *metrics.memory_gib);
   const double wait = metrics.step_s > 0 ? metrics.data_wait_s / metrics.step_s : 0;
@@ -56,10 +79,12 @@ void Progress::show(const StepMetrics& metrics) {
   constexpr double kNewShare = 0.1;
   const bool first = mean_step_s_ == 0;
   mean_step_s_ += (first ? 1 : kNewShare) * (metrics.step_s - mean_step_s_);
+  const Outliers outliers{.loss = loss_.add(metrics.loss),
+                          .grad_norm = grad_norm_.add(metrics.grad_norm)};
   const bool due = metrics.step % every_ == 0 || metrics.step == steps_ || first;
   if (!due && metrics.more.empty() && !metrics.skipped) return;
   const double seconds_left = mean_step_s_ * double(steps_ - metrics.step);
-  const std::string line = progress_line(metrics, steps_, seconds_left);
+  const std::string line = progress_line(metrics, steps_, seconds_left, outliers);
   // A line with an evaluation or a skipped step is worth keeping on the screen.
   const bool stays = !style_.rewrite || !metrics.more.empty() || metrics.skipped;
   if (stays) return note(line);

@@ -3,6 +3,8 @@
 
 #include <cstdint>
 #include <cstdio>
+#include <deque>
+#include <optional>
 #include <string>
 
 #include "trainer/metrics.h"
@@ -20,8 +22,25 @@ std::string short_count(double value);
 // 42s, 3m12s, 5h07m, 2d04h.
 std::string short_duration(double seconds);
 
-// step 120/1000  loss 2.3451  grad 0.81  lr 5.9e-04  12.3k tok/s  mfu 41%  wait 0.3%  left 3m12s
-std::string progress_line(const StepMetrics& metrics, int64_t steps, double seconds_left);
+// How far a value lies from the mean of up to 128 finite ones before it, in their standard
+// deviations: a jump shows at a glance. Nothing before 16 of them, or where they are all the same.
+class ZScore {
+ public:
+  std::optional<double> add(double value);
+
+ private:
+  std::deque<double> window_;
+};
+
+struct Outliers {
+  std::optional<double> loss = {};
+  std::optional<double> grad_norm = {};
+};
+
+// step 120/1000  loss 2.3451 (+0.4z)  grad 0.81 (-1.2z)  lr 5.9e-04  12.3k tok/s  mfu 41%  wait
+// 0.3%  left 3m12s, on one line
+std::string progress_line(const StepMetrics& metrics, int64_t steps, double seconds_left,
+                          const Outliers& outliers = {});
 
 class Progress {
  public:
@@ -44,6 +63,7 @@ class Progress {
   TerminalStyle style_;
   int64_t steps_;
   int64_t every_;
+  ZScore loss_, grad_norm_;
   double mean_step_s_ = 0;  // exponential, over about 20 steps
   std::string shown_;       // on the terminal now
 };

@@ -48,6 +48,24 @@ TEST(Progress, Line) {
             "left 1s  valid_loss 3.0000  skipped: not finite");
 }
 
+TEST(Progress, ScoresStandBehindWhatTheyScore) {
+  EXPECT_EQ(progress_line(at_step(120), 1000, 192, {.loss = 0.44, .grad_norm = -11.26}),
+            "step 120/1000  loss 2.3451 (+0.4z)  grad 0.812 (-11.3z)  lr 5.90e-04  12.3k tok/s  "
+            "wait 0.3%  left 3m12s");
+}
+
+TEST(ZScore, CountsDeviationsFromTheValuesBefore) {
+  ZScore score;
+  for (int i = 0; i < 16; ++i) EXPECT_FALSE(score.add(i % 2 == 0 ? 1 : 3)) << i;
+  EXPECT_DOUBLE_EQ(score.add(5).value(), 3);  // mean 2, deviation 1
+  EXPECT_FALSE(score.add(std::nan("")));
+  // Neither the 5 nor the NaN is among the last 128 any more.
+  for (int i = 0; i < 128; ++i) score.add(i % 2 == 0 ? 1 : 3);
+  EXPECT_DOUBLE_EQ(score.add(0).value(), -2);
+  ZScore constant;
+  for (int i = 0; i < 20; ++i) EXPECT_FALSE(constant.add(7));
+}
+
 TEST(Progress, ShortForms) {
   EXPECT_EQ(short_count(950), "950");
   EXPECT_EQ(short_count(12345), "12.3k");
