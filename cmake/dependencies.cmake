@@ -9,6 +9,7 @@ find_package(fmt REQUIRED)
 find_package(spdlog REQUIRED)
 find_package(CLI11 REQUIRED)
 find_package(nlohmann_json REQUIRED)
+find_package(ZLIB REQUIRED)
 
 # The OpenMP flavour of OpenBLAS, by path: the distribution's alternatives may prefer the pthread one,
 # whose pool would fight with ours.
@@ -29,6 +30,12 @@ find_path(XXHASH_INCLUDE_DIR xxhash.h REQUIRED NO_CACHE)
 add_library(sluice_xxhash INTERFACE)
 target_include_directories(sluice_xxhash SYSTEM INTERFACE ${XXHASH_INCLUDE_DIR})
 target_link_libraries(sluice_xxhash INTERFACE ${XXHASH_LIBRARY})
+
+find_library(ZSTD_LIBRARY zstd REQUIRED NO_CACHE)
+find_path(ZSTD_INCLUDE_DIR zstd.h REQUIRED NO_CACHE)
+add_library(sluice_zstd INTERFACE)
+target_include_directories(sluice_zstd SYSTEM INTERFACE ${ZSTD_INCLUDE_DIR})
+target_link_libraries(sluice_zstd INTERFACE ${ZSTD_LIBRARY})
 
 add_library(sluice_hdf5 INTERFACE)
 target_include_directories(sluice_hdf5 SYSTEM INTERFACE ${HDF5_C_INCLUDE_DIRS})

@@ -10,8 +10,8 @@ namespace sluice {
 
 struct BuildOptions {
   // Files and folders. A folder gives its regular files, recursively, sorted by path; hidden names
-  // and compressed files in it are left out. A name ending in .jsonl is read as jsonl, one document
-  // a line; any other file is one document.
+  // and compressed files in it are left out, but for jsonl. A name ending in .jsonl, .jsonl.gz or
+  // .jsonl.zst is read as jsonl, one document a line; any other file is one document.
   std::vector<std::string> inputs;
   std::vector<std::string> suffixes;  // of the files to take from folders; none: all
   std::string output;                 // the training store

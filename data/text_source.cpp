@@ -1,14 +1,11 @@
 #include "data/text_source.h"
 
-#include <fcntl.h>
 #include <fmt/core.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <array>
-#include <cerrno>
-#include <cstring>
 #include <filesystem>
+#include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <system_error>
@@ -26,15 +23,23 @@ constexpr size_t kMaxLine = size_t{1} << 30;
 constexpr size_t kReadBytes = size_t{1} << 20;
 constexpr int kMaxJsonDepth = 64;
 
-bool compressed(const std::string& path) {
+SourceFile source_file(const std::string& path) {
+  if (path.ends_with(".jsonl.gz")) return {path, true, Compression::gzip};
+  if (path.ends_with(".jsonl.zst")) return {path, true, Compression::zstd};
+  return {path, path.ends_with(".jsonl"), Compression::none};
+}
+
+// What cannot be read as it is.
+bool is_opaque(const std::string& path) {
   static constexpr std::array<const char*, 6> kSuffixes = {".gz",  ".zst", ".xz",
                                                            ".bz2", ".zip", ".parquet"};
-  return std::any_of(kSuffixes.begin(), kSuffixes.end(),
+  return source_file(path).compression == Compression::none &&
+         std::any_of(kSuffixes.begin(), kSuffixes.end(),
                      [&](const char* suffix) { return path.ends_with(suffix); });
 }
 
 bool wanted(const std::string& path, const std::vector<std::string>& suffixes) {
-  if (compressed(path)) return false;
+  if (is_opaque(path)) return false;
   return suffixes.empty() || std::any_of(suffixes.begin(), suffixes.end(), [&](const auto& suffix) {
            return path.ends_with(suffix);
          });
@@ -58,13 +63,8 @@ void list_folder(const std::string& folder, const std::vector<std::string>& suff
 // Bytes of a file, read ahead as far as they are asked for.
 class ReadAhead {
  public:
-  explicit ReadAhead(const std::string& path)
-      : path_(path), fd_(::open(path.c_str(), O_RDONLY | O_CLOEXEC)) {
-    if (fd_ < 0) fail("open");
-  }
-  ~ReadAhead() { ::close(fd_); }
-  ReadAhead(const ReadAhead&) = delete;
-  ReadAhead& operator=(const ReadAhead&) = delete;
+  explicit ReadAhead(const SourceFile& source)
+      : bytes_(open_bytes(source.path, source.compression)) {}
 
   // What lies ahead: at least `bytes` of it, unless the file ends before.
   std::string_view ahead(size_t bytes) {
@@ -79,20 +79,12 @@ class ReadAhead {
     begin_ = 0;
     const size_t size = buffer_.size();
     buffer_.resize(size + kReadBytes);
-    ssize_t count = -1;
-    do {
-      count = ::read(fd_, buffer_.data() + size, kReadBytes);
-    } while (count < 0 && errno == EINTR);
-    if (count < 0) fail("read");
-    buffer_.resize(size + size_t(count));
+    const size_t count = bytes_->read(buffer_.data() + size, kReadBytes);
+    buffer_.resize(size + count);
     at_end_ = count == 0;
   }
-  [[noreturn]] void fail(const char* doing) const {
-    throw IoError(fmt::format("{}: cannot {}: {}", path_, doing, std::strerror(errno)));
-  }
 
-  const std::string& path_;
-  int fd_;
+  std::unique_ptr<ByteSource> bytes_;
   std::string buffer_;
   size_t begin_ = 0;
   bool at_end_ = false;
@@ -187,7 +179,7 @@ std::optional<std::string_view> next_line(ReadAhead& file, const std::string& wh
 
 void visit_jsonl(const SourceFile& source, const DocumentOptions& options,
                  const std::function<void(std::string_view)>& visit) {
-  ReadAhead file(source.path);
+  ReadAhead file(source);
   for (int64_t number = 1;; ++number) {
     const std::string where = fmt::format("{}:{}", source.path, number);
     const std::optional<std::string_view> line = next_line(file, where);
@@ -209,7 +201,7 @@ void visit_jsonl(const SourceFile& source, const DocumentOptions& options,
 
 void visit_text(const SourceFile& source, int64_t piece_bytes,
                 const std::function<void(std::string_view)>& visit) {
-  ReadAhead file(source.path);
+  ReadAhead file(source);
   const size_t limit = piece_bytes > 0 ? size_t(piece_bytes) : kMaxDocument;
   while (true) {
     const std::string_view ahead = file.ahead(limit + 1);
@@ -242,13 +234,17 @@ std::vector<SourceFile> list_sources(const std::vector<std::string>& inputs,
       if (paths.empty())
         throw UsageError(fmt::format("{}: no text files in this folder that match", input));
     } else {
-      if (compressed(input))
-        throw UsageError(fmt::format("{}: a compressed file; decompress it first", input));
+      if (is_opaque(input)) {
+        throw UsageError(fmt::format(
+            "{}: a compressed file; decompress it first (only .jsonl.gz and .jsonl.zst are read "
+            "as they are)",
+            input));
+      }
       if (!fs::is_regular_file(status))
         throw IoError(fmt::format("{}: neither a regular file nor a folder", input));
       paths.push_back(input);
     }
-    for (const std::string& path : paths) files.push_back({path, path.ends_with(".jsonl")});
+    for (const std::string& path : paths) files.push_back(source_file(path));
   }
   return files;
 }

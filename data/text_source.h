@@ -7,16 +7,21 @@
 #include <string_view>
 #include <vector>
 
+#include "data/byte_source.h"
+
 namespace sluice {
 
+// Named .jsonl, .jsonl.gz or .jsonl.zst; any other file is text.
 struct SourceFile {
   std::string path;
   bool jsonl = false;
+  Compression compression = Compression::none;
 };
 
 // Expands folders: their regular files, recursively, sorted by path, without hidden names and
-// compressed files; only names with one of `suffixes`, if there are any. Throws IoError for an
-// input that does not exist, UsageError for a compressed file or a folder without files.
+// compressed files other than jsonl; only names with one of `suffixes`, if there are any. Throws
+// IoError for an input that does not exist, UsageError for a compressed file that is not jsonl or a
+// folder without files.
 std::vector<SourceFile> list_sources(const std::vector<std::string>& inputs,
                                      const std::vector<std::string>& suffixes);
 
@@ -26,7 +31,8 @@ struct DocumentOptions {
 };
 
 // Calls visit(text) for every document of a file, in order, also for empty ones. Throws DataError
-// naming file:line for a bad line of jsonl, UsageError for a document above 1 GiB.
+// naming file:line for a bad line of jsonl and the file where compressed data is damaged,
+// UsageError for a document above 1 GiB.
 void visit_documents(const SourceFile& file, const DocumentOptions& options,
                      const std::function<void(std::string_view)>& visit);
 
