@@ -157,6 +157,26 @@ TEST_P(Reducer, PacksItsShardsInTheOrderOfTheArena) {
   });
 }
 
+// Experts that got no token, say: their bucket is zero on some ranks and not on others.
+TEST_P(Reducer, ABucketWithoutGradientOnSomeRanksIsSummedToo) {
+  run([](Communicator& comm) {
+    GradientReducer reducer(comm, buckets_of(800));
+    const std::vector<Slice>& buckets = reducer.buckets();
+    std::vector<float> flat(kElements, 0), expected(kElements);
+    for (size_t i = 0; i < buckets.size(); ++i) {
+      const int owner = int(i) % comm.size();
+      for (int64_t k = buckets[i].begin; k < buckets[i].end; ++k) {
+        expected[k] = gradient(owner, k);
+        if (comm.rank() == owner) flat[k] = expected[k];
+      }
+    }
+    reducer.begin(TensorView(flat.data(), {kElements}));
+    reducer.ready(0, kElements);
+    reducer.finish();
+    EXPECT_EQ(flat, expected);
+  });
+}
+
 // Counts verbs as they begin and end, and holds them while closed, but not for ever: who waits for
 // what the gate holds shall fail, not hang.
 class Gate {
