@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <filesystem>
 
@@ -17,29 +18,12 @@
 #include "trainer/error_report.h"
 #include "trainer/model_source.h"
 #include "trainer/runtime_info.h"
+#include "trainer/same_program.h"
 #include "trainer/version.h"
 
 namespace sluice {
 
 namespace {
-
-// "train.seq_len" -> "2048", list entries by index.
-void flatten(const ConfigNode& node, const std::string& path, FlatConfig& flat) {
-  if (node.is_scalar() || node.is_null()) {
-    flat[path] = node.text;
-    return;
-  }
-  for (size_t i = 0; i < node.children.size(); ++i) {
-    const std::string key = node.is_list() ? std::to_string(i) : node.children[i].key;
-    flatten(node.children[i], path.empty() ? key : path + "." + key, flat);
-  }
-}
-
-FlatConfig flat_config(const Config& config) {
-  FlatConfig flat;
-  flatten(resolved_tree(config), "", flat);
-  return flat;
-}
 
 // A checkpoint folder itself, or the folder of a run's checkpoints.
 bool is_checkpoint(const std::string& path) { return exists(path + "/" + kManifestName); }
@@ -109,6 +93,7 @@ void TrainingRun::open_logs() {
                    options_.folder, short_count(double(trainer_->store().num_elements())),
                    to_string(mesh_.shape()), num_threads(),
                    double(trainer_->memory_bytes()) / double(1 << 30)));
+  for (const std::string& exchange : trainer_->model().exchanges()) note(exchange);
 }
 
 void TrainingRun::note(const std::string& text) {
@@ -334,13 +319,10 @@ void TrainingRun::log(const StepMetrics& metrics) {
 }
 
 TrainingRun::Requests TrainingRun::agree_on_requests() {
-  int32_t flags =
-      (signals_.stop_requested() ? 2 : 0) | (signals_.take_checkpoint_request() ? 1 : 0);
-  // Flags of different ranks do not add up to each other: one maximum for each.
-  Requests requests;
-  requests.stop = reduce_value<int32_t>(*world_.comm, flags & 2, ReduceOp::max) != 0;
-  requests.checkpoint = reduce_value<int32_t>(*world_.comm, flags & 1, ReduceOp::max) != 0;
-  return requests;
+  std::array<int32_t, 2> asked = {signals_.stop_requested() ? 1 : 0,
+                                  signals_.take_checkpoint_request() ? 1 : 0};
+  world_.comm->all_reduce(TensorView(asked.data(), {2}), ReduceOp::max).wait();
+  return {.stop = asked[0] != 0, .checkpoint = asked[1] != 0};
 }
 
 // A failed save is told and training goes on; after three in a row the writer throws.

@@ -144,7 +144,9 @@ class Train(unittest.TestCase):
         cases = [
             (2, ["model.mamba2.heads_dim=8"], "head_dim"),
             (2, ["train.global_batch=7"], "global_batch"),
-            (2, ["parallel.cp=2"], "cp"),
+            (2, ["parallel.cp=3"], "nearest first: dp"),
+            (2, ["parallel.ep=3"], "nearest first: dp"),
+            (2, ["parallel.cp=2", "train.seq_len=1"], "at most one rank per token"),
             (2, ["model.mamba2.chunk=0"], "chunk"),
             (2, ["model.moe.top_k=9"], "top_k"),
             (2, ["model.attention.heads=5"], "heads"),
@@ -160,6 +162,37 @@ class Train(unittest.TestCase):
                 self.assertEqual(len(said), 1, result.stderr)
                 self.assertIn(part, result.stderr)
                 self.assertFalse((self.root / "bad" / "metrics.jsonl").exists())
+
+    def test_experts_that_do_not_divide_over_their_ranks(self):
+        result = self.train("bad", "model.stack.pattern=ME", "model.moe.experts=3",
+                            "model.moe.top_k=1", "parallel.ep=2", ranks=2)
+        self.assertEqual(result.returncode, 2, result.stderr)
+        self.assertIn("3 experts do not divide over ep 2", result.stderr)
+        self.assertFalse((self.root / "bad" / "metrics.jsonl").exists())
+
+    def start_differently(self, first, second):
+        """One rank each of two command lines; the exit code, what was said, and the time."""
+        start = time.monotonic()
+        result = subprocess.run(["mpirun", "-np", "1", *first, ":", "-np", "1", *second],
+                                cwd=self.root, capture_output=True, text=True, timeout=60)
+        return result, time.monotonic() - start
+
+    def test_ranks_with_other_configurations_or_programs_do_not_start(self):
+        command = [SLUICE, "train", CONFIG, "--run", "unequal"]
+        result, seconds = self.start_differently(
+            command, [*command, "train.seq_len=32", "optimizer.lr=0.5"])
+        self.assertEqual(result.returncode, 2, result.stderr)
+        self.assertLess(seconds, 5)  # mpirun's own start and end are part of it
+        self.assertEqual(result.stderr.count("sluice: error"), 1, result.stderr)
+        self.assertRegex(result.stderr, r"train.seq_len: \d+ on rank 0; 32 on rank 1")
+        self.assertRegex(result.stderr, r"optimizer.lr: \S+ on rank 0; 0.5 on rank 1")
+        other = self.root / "other-sluice"
+        other.write_bytes(pathlib.Path(SLUICE).read_bytes() + b"x")
+        other.chmod(0o755)
+        result, _ = self.start_differently(command, [str(other), *command[1:]])
+        self.assertEqual(result.returncode, 2, result.stderr)
+        self.assertIn("program.executable: ", result.stderr)
+        self.assertFalse((self.root / "unequal").exists())
 
     def test_an_output_path_that_cannot_be_written(self):
         (self.root / "occupied").write_text("a file")
