@@ -36,7 +36,8 @@ TensorView Workload::uniform(const Dims& dims, double spread, double mean) {
 std::vector<Family> all_families() {
   return {copy_family(),       gemm_family(), norm_family(), gated_norm_family(),
           activation_family(), conv_family(), scan_family(), ssd_family(),
-          attention_family(),  moe_family(),  xent_family(), adamw_family()};
+          attention_family(),  moe_family(),  xent_family(), adamw_family(),
+          accumulate_family()};
 }
 
 }  // namespace sluice::bench

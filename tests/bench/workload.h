@@ -79,6 +79,7 @@ Family attention_family();
 Family moe_family();
 Family xent_family();
 Family adamw_family();
+Family accumulate_family();
 
 // The ceilings, as cases of their own: a copy by all threads, and OpenBLAS with all threads.
 Case copy_ceiling();
