@@ -197,7 +197,9 @@ void Moe::count_choices(const Context& ctx, const Rows& rows, const FromRanks& f
     sum_of_first(sequence_->size(), from_ranks.row_counts);
     if (from_ranks.before) sum_of_first(sequence_->rank(), from_ranks.before);
   }
-  if (statistics == nullptr || ctx.counting()) return;
+  if (statistics == nullptr) return;
+  statistics->expert_counts[branch_index_].resize(X_, 0);  // they travel at the step's end
+  if (ctx.counting()) return;
   add_statistics(rows, counts_here, saved.counts, mass, z, *statistics);
 }
 
@@ -207,7 +209,6 @@ void Moe::add_statistics(const Rows& rows, const ConstTensorView& counts_here,
                          const ConstTensorView& z, StepStatistics& statistics) const {
   const double tokens = double(rows.row_tokens);
   std::vector<double>& loads = statistics.expert_counts[branch_index_];
-  loads.resize(X_, 0);
   dispatch_float(counts.dtype, [&]<class T>() {
     for (int64_t b = 0; b < counts.dim(0); ++b) {
       double balance = 0;
