@@ -50,7 +50,8 @@ void DocumentOrder::segments(int64_t begin, int64_t count, std::vector<Segment>&
     const int64_t skipped = begin - starts_[place - 1];
     out.push_back({.token = offsets_[size_t(documents_[place - 1])] + skipped,
                    .count = taken,
-                   .ends = begin + taken == starts_[place]});
+                   .ends = begin + taken == starts_[place],
+                   .before = skipped});
     begin += taken;
     count -= taken;
     place += 1;
@@ -63,9 +64,10 @@ namespace {
 
 // Tokens, targets and document starts of the first `seq_len` of the segments' tokens. The segments
 // hold one token more, the last one's target, unless the stream ends before: what is missing is
-// filled up with `padding`, as one more document without targets.
+// filled up with `padding`, as one more document without targets. The first document begins `seen`
+// tokens before the row, if it is that long.
 Batch::Row make_row(TokenStore& store, const std::vector<Segment>& segments, int64_t seq_len,
-                    int32_t padding) {
+                    int32_t padding, int64_t seen = 0) {
   Batch::Row row;
   std::vector<int32_t> tokens(size_t(seq_len) + 1, padding);
   row.targets.assign(size_t(seq_len), -1);
@@ -75,7 +77,8 @@ Batch::Row make_row(TokenStore& store, const std::vector<Segment>& segments, int
     store.read(segment.token, segment.count, tokens.data() + at);
     const int64_t end = at + segment.count;
     const int64_t visible_end = std::min(end, seq_len);
-    std::fill(row.doc_begin.begin() + at, row.doc_begin.begin() + visible_end, int32_t(at));
+    const int64_t begin = at == 0 ? -std::min(seen, segment.before) : at;
+    std::fill(row.doc_begin.begin() + at, row.doc_begin.begin() + visible_end, int32_t(begin));
     // The segment's last token has no successor in it.
     for (int64_t t = at; t + 1 < end; ++t) row.targets[size_t(t)] = tokens[size_t(t) + 1];
     at = end;
@@ -118,13 +121,13 @@ std::vector<Segment> PackedStream::segments(int64_t begin, int64_t count) {
   return found;
 }
 
-Batch::Row PackedStream::row(int64_t row, int64_t seq_len) {
-  return make_row(*store_, segments(row * seq_len, seq_len + 1), seq_len, 0);
+Batch::Row PackedStream::row(int64_t begin, int64_t seq_len, int64_t seen) {
+  return make_row(*store_, segments(begin, seq_len + 1), seq_len, 0, seen);
 }
 
-int64_t PackedStream::count_targets(int64_t row, int64_t seq_len) {
+int64_t PackedStream::count_targets(int64_t begin, int64_t seq_len) {
   int64_t count = seq_len;
-  for (const Segment& segment : segments(row * seq_len, seq_len)) count -= segment.ends ? 1 : 0;
+  for (const Segment& segment : segments(begin, seq_len)) count -= segment.ends ? 1 : 0;
   return count;
 }
 

@@ -4,7 +4,8 @@
 // shuffled by (seed, store, epoch). A row of L tokens begins at stream position r * L and reads
 // L + 1 tokens: consecutive rows overlap by one, so every token of an epoch is an input exactly
 // once. A token's target is its successor in the document; a document's last token, its end mark,
-// has none. A row that begins inside a document sees it from there (doc_begin = 0).
+// has none. A row that begins inside a document sees it from there (doc_begin = 0), unless it goes
+// on from the state of the row before.
 #pragma once
 
 #include <cstdint>
@@ -21,7 +22,8 @@ namespace sluice {
 struct Segment {
   int64_t token = 0;  // first token, in the store
   int64_t count = 0;
-  bool ends = false;  // holds the document's last token
+  bool ends = false;   // holds the document's last token
+  int64_t before = 0;  // tokens of the document before the first
 };
 
 // The documents of a store in one order, back to back.
@@ -50,10 +52,12 @@ class PackedStream {
       : store_(&store), seed_(seed), store_index_(store_index) {}
 
   std::vector<Segment> segments(int64_t begin, int64_t count);
-  // Row `row` of rows of `seq_len` tokens.
-  Batch::Row row(int64_t row, int64_t seq_len);
+  // The row of `seq_len` tokens at stream position `begin`. Of the document that it begins in,
+  // `seen` tokens at most were in rows before whose state it goes on from: then doc_begin is
+  // negative.
+  Batch::Row row(int64_t begin, int64_t seq_len, int64_t seen = 0);
   // Its targets, without reading tokens.
-  int64_t count_targets(int64_t row, int64_t seq_len);
+  int64_t count_targets(int64_t begin, int64_t seq_len);
 
  private:
   const DocumentOrder& order(int64_t epoch);

@@ -79,6 +79,7 @@ Sampler::Sampler(std::vector<SamplerSource> sources, const SamplerOptions& optio
     }
     streams_.emplace_back(*source.store, options.seed, int64_t(streams_.size()));
   }
+  if (options.carry_state) deal_stores();
 }
 
 int64_t Sampler::row_of_step(int64_t step) const {
@@ -87,14 +88,50 @@ int64_t Sampler::row_of_step(int64_t step) const {
   return options_.first_step_row + (step - options_.first_step) * options_.global_batch;
 }
 
+Sampler::Place Sampler::place_of(int64_t step, int64_t index) {
+  const int64_t row = row_of_step(step) + index;
+  if (!options_.carry_state) {
+    const StorePicks::Pick pick = picks_.pick(row);
+    return {.store = pick.store, .begin = pick.row * options_.seq_len, .seen = 0};
+  }
+  Place place = starts_[size_t(index)];
+  place.seen = row / options_.global_batch * options_.seq_len;
+  place.begin += place.seen;
+  return place;
+}
+
+// Rows [from, to) of the batch read a store: a share of all rows as large as the store's weight.
+void Sampler::deal_stores() {
+  SLUICE_CHECK(options_.first_step_row % options_.global_batch == 0, "rows of ",
+               options_.global_batch, " streams cannot go on at row ", options_.first_step_row);
+  double total = 0;
+  for (const SamplerSource& source : sources_) total += source.weight;
+  double sum = 0;
+  for (size_t store = 0; store < sources_.size(); ++store) {
+    const auto edge = [&] { return std::llround(sum / total * double(options_.global_batch)); };
+    const int64_t from = edge();
+    sum += sources_[store].weight;
+    const int64_t rows = edge() - from;
+    if (rows == 0) {
+      throw UsageError(concat("data.carry_state gives every row of a step one store, and ",
+                              sources_[store].store->path(), " is too light for one of ",
+                              options_.global_batch,
+                              " rows: raise train.global_batch or its weight"));
+    }
+    const int64_t tokens = sources_[store].store->num_tokens();
+    for (int64_t row = 0; row < rows; ++row)
+      starts_.push_back({.store = int64_t(store), .begin = row * (tokens / rows), .seen = 0});
+  }
+}
+
 Batch Sampler::batch(int64_t step, int64_t first_row, int64_t num_rows, SequenceShard shard) {
   SLUICE_CHECK(first_row >= 0 && first_row + num_rows <= options_.global_batch, "rows [", first_row,
                ", ", first_row + num_rows, ") of a global batch of ", options_.global_batch);
   const std::lock_guard<std::mutex> lock(mutex_);
   Batch batch(first_row, num_rows, options_.seq_len, shard, options_.global_batch);
   for (int64_t i = 0; i < num_rows; ++i) {
-    const StorePicks::Pick pick = picks_.pick(row_of_step(step) + first_row + i);
-    batch.set_row(i, streams_[size_t(pick.store)].row(pick.row, options_.seq_len));
+    const Place place = place_of(step, first_row + i);
+    batch.set_row(i, streams_[size_t(place.store)].row(place.begin, options_.seq_len, place.seen));
   }
   return batch;
 }
@@ -103,8 +140,8 @@ int64_t Sampler::count_targets(int64_t step) {
   const std::lock_guard<std::mutex> lock(mutex_);
   int64_t count = 0;
   for (int64_t i = 0; i < options_.global_batch; ++i) {
-    const StorePicks::Pick pick = picks_.pick(row_of_step(step) + i);
-    count += streams_[size_t(pick.store)].count_targets(pick.row, options_.seq_len);
+    const Place place = place_of(step, i);
+    count += streams_[size_t(place.store)].count_targets(place.begin, options_.seq_len);
   }
   return count;
 }

@@ -50,10 +50,15 @@ struct SamplerOptions {
   // a fresh run starts at row 0 with step 0.
   int64_t first_step = 0;
   int64_t first_step_row = 0;
+  // Row b of a step goes on where row b of the step before ended. Every row of the batch has a
+  // stream of its own, which begins at an equal share of a store; stores are dealt to rows by
+  // weight, once.
+  bool carry_state = false;
 };
 
 // Row `index` of step `step` is row first_step_row + (step - first_step) * global_batch + index of
-// the run. Safe to call from several threads.
+// the run. (With carry_state first_step_row is a multiple of global_batch.) Safe to call from
+// several threads.
 class Sampler {
  public:
   // Throws UsageError for no stores, weights that are not positive, or stores of different
@@ -71,8 +76,18 @@ class Sampler {
   int64_t num_stores() const { return int64_t(sources_.size()); }
 
  private:
+  // Where a row lies in its store's stream.
+  struct Place {
+    int64_t store = 0;
+    int64_t begin = 0;
+    int64_t seen = 0;  // tokens before it whose state it goes on from
+  };
+  Place place_of(int64_t step, int64_t index);
+  void deal_stores();
+
   std::vector<SamplerSource> sources_;
   SamplerOptions options_;
+  std::vector<Place> starts_;  // of every row's stream, if rows go on from step to step
   std::mutex mutex_;
   StorePicks picks_;
   std::vector<PackedStream> streams_;

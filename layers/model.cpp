@@ -194,13 +194,20 @@ void Model::logits(const Context& ctx, const ModelInput& input, TensorView logit
              .transpose_b = true});
 }
 
+std::vector<StateTensor> Model::branch_state_spec(size_t branch, int64_t rows,
+                                                  int64_t max_tokens) const {
+  std::vector<StateTensor> specs = branches_[branch].layer->state_spec(rows, max_tokens);
+  for (StateTensor& spec : specs) {
+    spec.name = fmt::format("branches.{}.{}.{}", branch, branch_configs_[branch].kind(), spec.name);
+  }
+  return specs;
+}
+
 std::vector<StateTensor> Model::state_spec(int64_t rows, int64_t max_tokens) const {
   std::vector<StateTensor> specs;
-  for (size_t i = 0; i < branches_.size(); ++i) {
-    for (StateTensor spec : branches_[i].layer->state_spec(rows, max_tokens)) {
-      spec.name = fmt::format("branches.{}.{}", i, spec.name);
+  for (size_t branch = 0; branch < branches_.size(); ++branch) {
+    for (StateTensor& spec : branch_state_spec(branch, rows, max_tokens))
       specs.push_back(std::move(spec));
-    }
   }
   return specs;
 }

@@ -63,6 +63,9 @@ class Model {
   // Generation, one token per row from a recurrent state of constant size (attention: a cache of
   // max_tokens). `tokens` (B) i32, logits (B, V).
   std::vector<StateTensor> state_spec(int64_t rows, int64_t max_tokens) const;
+  // The same of one branch, for states that are carried from step to step.
+  std::vector<StateTensor> branch_state_spec(size_t branch, int64_t rows,
+                                             int64_t max_tokens = 1) const;
   void step(const Context& ctx, ConstTensorView tokens, int64_t position,
             const std::vector<TensorView>& states, TensorView logits) const;
 

@@ -50,12 +50,16 @@ struct DataConfig {
   std::vector<DataSource> train = {};
   std::string valid = {};
   int64_t prefetch = 4;
+  bool carry_state = false;
 
   template <class V>
   void fields(V&& v) {
     v(Field{.name = "train", .help = "a token store, or a list of {path, weight}"}, train);
     v(Field{.name = "valid", .help = "the held-out token store"}, valid);
     v(Field{.name = "prefetch", .help = "batches made ahead", .min = 1, .max = 1024}, prefetch);
+    v(Field{.name = "carry_state",
+            .help = "rows go on from the state that the step before ended with"},
+      carry_state);
   }
 };
 

@@ -22,10 +22,52 @@ Region region_of(const Parameter& parameter, const Slice& part) {
   return flat_region(parameter.global_dims, first + part.begin, first + part.end);
 }
 
+// A rank's rows of a carried state, one micro-batch a part: in the checkpoint they are those of the
+// whole batch.
+struct CarriedPart {
+  std::string name;
+  DType dtype;
+  Dims dims;
+  Region region;
+  void* data;
+};
+
+std::vector<CarriedPart> carried_parts(const StepEngine& engine) {
+  std::vector<CarriedPart> parts;
+  if (engine.carried() == nullptr) return parts;
+  const int64_t rows = engine.micro_batch_rows();
+  const int64_t of_rank = engine.num_micro_batches() * rows;
+  for (const CarriedStates::Named& state : engine.carried()->incoming()) {
+    const int64_t row_size = state.rows.numel() / of_rank;
+    Dims dims = state.rows.dims;
+    dims.size[0] = of_rank * engine.mesh().shape().dp;
+    const TensorView flat = state.rows.reshape({state.rows.numel()});
+    for (int64_t i = 0; i < engine.num_micro_batches(); ++i) {
+      const int64_t first = engine.first_row(i);
+      parts.push_back({.name = "carried/" + state.name,
+                       .dtype = flat.dtype,
+                       .dims = dims,
+                       .region = flat_region(dims, first * row_size, (first + rows) * row_size),
+                       .data = flat.columns(i * rows * row_size, {rows * row_size}).data});
+    }
+  }
+  return parts;
+}
+
 }  // namespace
 
 std::vector<LocalPiece> pieces_to_save(const StepEngine& engine) {
   std::vector<LocalPiece> pieces;
+  if (engine.mesh().at().cp == 0) {  // ranks that share rows hold the same
+    for (const CarriedPart& part : carried_parts(engine)) {
+      pieces.push_back({.name = part.name,
+                        .kind = TensorKind::optim,
+                        .dtype = part.dtype,
+                        .dims = part.dims,
+                        .region = part.region,
+                        .data = part.data});
+    }
+  }
   for (const StateTensors& state : state_tensors(engine)) {
     for (const Parameter& parameter : engine.store().parameters()) {
       const int64_t end = parameter.offset + parameter.dims.numel();
@@ -45,6 +87,10 @@ std::vector<LocalPiece> pieces_to_save(const StepEngine& engine) {
 
 std::vector<TensorSink> sinks_to_load(StepEngine& engine, LoadScope scope) {
   std::vector<TensorSink> sinks;
+  if (scope == LoadScope::all) {
+    for (const CarriedPart& part : carried_parts(engine))
+      sinks.push_back({part.name, part.dtype, part.dims, part.region, part.data});
+  }
   for (const StateTensors& state : state_tensors(engine)) {
     if (scope == LoadScope::model_only && state.kind != TensorKind::model) continue;
     for (const Parameter& parameter : engine.store().parameters()) {

@@ -126,8 +126,13 @@ void GradientAccumulation::run_leaf(const Context& ctx, const Model& model, cons
     };
   }
   double* const scalars = &scalars_[index * kScalars];
-  scalars[0] = model.train(
-      ctx, {.tokens = batch.tokens(), .targets = batch.targets(), .rows = batch.rows()}, pass);
+  scalars[0] = model.train(ctx,
+                           {.tokens = batch.tokens(),
+                            .targets = batch.targets(),
+                            .rows = batch.rows(),
+                            .carried = step.carried == nullptr ? std::span<const Carried>{}
+                                                               : step.carried->of_batch(index)},
+                           pass);
   scalars[1] = statistics.balance_loss;
   scalars[2] = statistics.z_loss;
   statistics_.expert_counts.swap(statistics.expert_counts);

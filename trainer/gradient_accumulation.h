@@ -18,6 +18,7 @@
 #include "data/batch.h"
 #include "layers/model.h"
 #include "parallel/micro_batch_tree.h"
+#include "trainer/carried_states.h"
 #include "trainer/config.h"
 #include "trainer/sharded_arena.h"
 
@@ -55,6 +56,7 @@ class GradientAccumulation {
     double loss_scale = 1;                   // 1 / target tokens of the step, world-wide
     RoutingTape* routing = nullptr;          // optional
     std::function<Batch()> next_batch = {};  // gives them in order
+    const CarriedStates* carried = nullptr;  // optional
   };
   // Runs every micro-batch and reduces. Afterwards gradients() holds the world's sum of what this
   // rank owns (with zero 0: of everything).

@@ -73,6 +73,7 @@ Plan make_plan(const Config& config, int world) {
   plan.optimizer = memory.optimizer;
   plan.saved = memory.saved;
   plan.scratch = memory.scratch;
+  plan.carried = memory.carried;
   plan.available = int64_t(sysconf(_SC_PHYS_PAGES)) * int64_t(sysconf(_SC_PAGE_SIZE)) / world;
   plan.checkpoint_bytes = 3 * plan.total_params * int64_t(sizeof(float));
   plan.remedy = remedy_of(plan, config);
@@ -90,6 +91,7 @@ nlohmann::json to_json(const Plan& plan) {
         {"optimizer", plan.optimizer},
         {"saved", plan.saved},
         {"scratch", plan.scratch},
+        {"carried", plan.carried},
         {"total", plan.memory()},
         {"available", plan.available}}},
       {"wire_bytes_per_step", plan.wire_bytes_per_step},

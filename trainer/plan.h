@@ -23,13 +23,14 @@ struct Plan {
   int64_t optimizer = 0;
   int64_t saved = 0;  // activations kept for the backward
   int64_t scratch = 0;
+  int64_t carried = 0;    // states from step to step
   int64_t available = 0;  // of this machine's memory, shared by the ranks on it
   std::map<std::string, int64_t> wire_bytes_per_step;  // sent by a rank, by axis
   int64_t checkpoint_bytes = 0;
   std::string stack;   // letters
   std::string remedy;  // the nearest, where it does not fit
 
-  int64_t memory() const { return values + gradients + optimizer + saved + scratch; }
+  int64_t memory() const { return values + gradients + optimizer + saved + scratch + carried; }
   bool fits() const { return memory() <= available; }
 };
 

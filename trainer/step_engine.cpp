@@ -13,12 +13,18 @@ StepEngine::StepEngine(const Config& config, const Mesh& mesh, DType dtype)
       micro_batches_(deal_micro_batches(config.train, config.parallel.zero, mesh.shape().dp)),
       store_(dtype),
       model_(config.model, store_,
-             {.recompute = config.train.recompute, .groups = layer_groups(mesh)}),
+             {.recompute = config.train.recompute,
+              .groups = layer_groups(mesh),
+              .carry_state = config.data.carry_state}),
       arena_((store_.freeze(!mesh.planned(), ShardedArena::units(mesh)), store_), mesh,
              config.parallel.zero),
       optimizer_(config.optimizer, store_, arena_.held(), !mesh.planned()),
       accumulation_(store_, arena_, mesh, micro_batches_, !mesh.planned()),
       norm_(arena_, mesh),
+      carried_(config.data.carry_state
+                   ? std::make_unique<CarriedStates>(model_, micro_batches_.count,
+                                                     micro_batches_.rows, !mesh.planned())
+                   : nullptr),
       arenas_(make_arenas()) {
   if (!mesh.planned()) store_.initialise(uint64_t(config.seed));
 }
@@ -41,7 +47,8 @@ EngineMemory StepEngine::memory() const {
           .gradients = accumulation_.bytes(),
           .optimizer = optimizer_.bytes(),
           .saved = int64_t(arenas.saved),
-          .scratch = int64_t(arenas.scratch)};
+          .scratch = int64_t(arenas.scratch),
+          .carried = carried_ ? carried_->bytes() : 0};
 }
 
 StepReport StepEngine::step(const StepInput& input) {
@@ -70,9 +77,11 @@ void StepEngine::count_evaluation() {
 
 void StepEngine::accumulate_gradients(const StepInput& input, StepReport& report) {
   const double per_target = 1.0 / double(std::max<int64_t>(1, input.targets));
-  const StepSums sums = accumulation_.run(
-      arenas_.context(), model_,
-      {.loss_scale = per_target, .routing = input.routing, .next_batch = input.next_batch});
+  const StepSums sums = accumulation_.run(arenas_.context(), model_,
+                                          {.loss_scale = per_target,
+                                           .routing = input.routing,
+                                           .next_batch = input.next_batch,
+                                           .carried = carried_.get()});
   report.loss = sums.loss * per_target;
   report.statistics = sums.statistics;
 }
@@ -84,6 +93,7 @@ void StepEngine::measure_gradient(StepReport& report) {
 
 // All ranks have found the same loss and norm, so they decide alike.
 void StepEngine::update(StepReport& report) {
+  if (carried_) carried_->end_step(report.finite);
   if (!report.finite) return;
   const double clip = config_.optimizer.clip;
   const double grad_scale = clip > 0 && report.grad_norm > clip ? clip / report.grad_norm : 1;

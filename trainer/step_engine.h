@@ -8,6 +8,7 @@
 
 #include "data/batch.h"
 #include "parallel/mesh.h"
+#include "trainer/carried_states.h"
 #include "trainer/config.h"
 #include "trainer/gradient_accumulation.h"
 #include "trainer/gradient_norm.h"
@@ -43,15 +44,17 @@ struct EngineMemory {
   int64_t optimizer = 0;
   int64_t saved = 0;  // activations kept for the backward
   int64_t scratch = 0;
+  int64_t carried = 0;  // states from step to step
 
-  int64_t total() const { return values + gradients + optimizer + saved + scratch; }
+  int64_t total() const { return values + gradients + optimizer + saved + scratch + carried; }
 };
 
 class StepEngine {
  public:
   // Collective over the mesh, which must outlive the engine. Of the configuration it reads model,
-  // train, optimizer, parallel.zero and seed. Builds the model with its initial values and
-  // allocates everything. Throws UsageError for what the configuration and the mesh do not allow.
+  // train, optimizer, parallel.zero, data.carry_state and seed. Builds the model with its initial
+  // values and allocates everything. Throws UsageError for what the configuration and the mesh do
+  // not allow.
   //
   // On a planned mesh nothing is allocated: such an engine only counts.
   StepEngine(const Config& config, const Mesh& mesh, DType dtype = DType::f32);
@@ -81,6 +84,7 @@ class StepEngine {
   Optimizer& optimizer() { return optimizer_; }
   const Optimizer& optimizer() const { return optimizer_; }
   const Model& model() const { return model_; }
+  const CarriedStates* carried() const { return carried_.get(); }  // null: rows start afresh
   Context context() { return arenas_.context(); }
   EngineMemory memory() const;
 
@@ -104,6 +108,7 @@ class StepEngine {
   Optimizer optimizer_;
   GradientAccumulation accumulation_;
   GradientNorm norm_;
+  std::unique_ptr<CarriedStates> carried_;
   StepArenas arenas_;
 };
 

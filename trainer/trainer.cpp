@@ -27,7 +27,8 @@ std::unique_ptr<Sampler> open_sampler(const Config& config, int64_t first_step,
                                                   .global_batch = config.train.global_batch,
                                                   .seed = uint64_t(config.seed),
                                                   .first_step = first_step,
-                                                  .first_step_row = first_step_row});
+                                                  .first_step_row = first_step_row,
+                                                  .carry_state = config.data.carry_state});
 }
 
 }  // namespace

@@ -186,6 +186,66 @@ TEST(Sampler, SequenceShardsMakeUpTheRow) {
   }
 }
 
+// Every row of the batch has a stream of its own that goes on from step to step.
+TEST(Sampler, RowsGoOnFromStepToStepWhereStateIsCarried) {
+  const Corpus corpus(distinct_documents(40, 2, 30));
+  const int64_t T = 5, rows = 3, steps = 2 * corpus.num_tokens() / T;
+  const SamplerOptions options{.seq_len = T, .global_batch = rows, .seed = 1, .carry_state = true};
+  Sampler sampler = corpus.sampler(options);
+  for (int64_t b = 0; b < rows; ++b) {
+    int32_t last = -2;      // the token before, -2: the row has none
+    int64_t position = -1;  // of it in its document, counted from where the row's stream began
+    int32_t target = -1;
+    for (int64_t step = 0; step < steps; ++step) {
+      const Batch batch = sampler.batch(step, b, 1);
+      for (int64_t t = 0; t < T; ++t) {
+        const int32_t token = batch.tokens().as<int32_t>()[t];
+        if (target >= 0) {
+          ASSERT_EQ(token, target) << "row " << b << ", step " << step;
+        }
+        position = last == kEnd ? 0 : position + 1;
+        ASSERT_EQ(batch.rows().positions.as<int32_t>()[t], position);
+        ASSERT_EQ(batch.rows().doc_begin.as<int32_t>()[t], t - position);
+        last = token;
+        target = batch.targets().as<int32_t>()[t];
+        ASSERT_EQ(target < 0, token == kEnd);
+      }
+      if (b == 0) {
+        ASSERT_EQ(sampler.batch(step, 0, rows).num_targets(), sampler.count_targets(step));
+      }
+    }
+  }
+}
+
+TEST(Sampler, CarriedRowsReadEveryTokenOfAnEpochOnce) {
+  const Corpus corpus(distinct_documents(200, 3));
+  const int64_t rows = 4, of_row = corpus.num_tokens() / rows;
+  Sampler sampler =
+      corpus.sampler({.seq_len = 1, .global_batch = rows, .seed = 1, .carry_state = true});
+  std::multiset<int32_t> seen;
+  for (int64_t step = 0; step < of_row; ++step) {
+    for (const int32_t token : values_of(sampler.batch(step, 0, rows).tokens()))
+      if (token != kEnd) seen.insert(token);
+  }
+  EXPECT_EQ(std::set<int32_t>(seen.begin(), seen.end()).size(), seen.size());
+  EXPECT_GE(int64_t(seen.size()), rows * of_row - 200);
+}
+
+TEST(Sampler, StoresAreDealtToCarriedRowsByWeight) {
+  const Corpus small(distinct_documents(40, 2)), large(distinct_documents(60, 3));
+  const auto make = [&](double weight, int64_t rows) {
+    std::vector<SamplerSource> sources(2);
+    sources[0] = {std::make_unique<TokenStore>(small.path()), weight};
+    sources[1] = {std::make_unique<TokenStore>(large.path()), 1};
+    return Sampler(std::move(sources), {.seq_len = 4, .global_batch = rows, .carry_state = true});
+  };
+  Sampler sampler = make(3, 8);
+  std::set<std::vector<int32_t>> rows;
+  for (int64_t b = 0; b < 8; ++b) rows.insert(values_of(sampler.batch(0, b, 1).tokens()));
+  EXPECT_EQ(rows.size(), 8u);
+  expect_error<UsageError>([&] { make(100, 8); }, {"carry_state", large.path(), "8 rows"});
+}
+
 TEST(Sampler, CutsGiveTheFirstRanksOneMore) {
   EXPECT_EQ(sequence_cuts(10, 4), (std::vector<int64_t>{0, 3, 6, 8, 10}));
   EXPECT_EQ(sequence_cuts(4, 4), (std::vector<int64_t>{0, 1, 2, 3, 4}));
@@ -263,7 +323,7 @@ TEST(Sampler, SeveralStoresKeepTheirOwnStreams) {
     const int64_t num_rows = int64_t(streams[store].size()) / 8;
     ASSERT_GT(num_rows, 20);
     for (int64_t row = 0; row < num_rows; ++row) {
-      const std::vector<int32_t> tokens = stream.row(row, 8).tokens;
+      const std::vector<int32_t> tokens = stream.row(row * 8, 8).tokens;
       ASSERT_TRUE(std::equal(tokens.begin(), tokens.end(), streams[store].begin() + row * 8));
     }
   }

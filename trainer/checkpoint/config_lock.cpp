@@ -28,11 +28,19 @@ std::optional<std::string> value_of(const FlatConfig& config, const std::string&
   return found == config.end() ? std::nullopt : std::optional(found->second);
 }
 
+// Of a run whose rows go on from step to step.
+ConfigRule carrying_rule_of(std::string_view key) {
+  const bool deals_rows =
+      key == "train.seq_len" || key == "train.global_batch" || lies_in(key, "data.train");
+  return deals_rows ? ConfigRule::locked : rule_of(key);
+}
+
 }  // namespace
 
 ConfigRule rule_of(std::string_view key) {
   if (lies_in(key, "data.train") && key.ends_with(".weight")) return ConfigRule::logged;
-  if (lies_in_any(key, {"model", "seed", "data.train", "data.tokenizer", "tokenizer"}))
+  if (lies_in_any(
+          key, {"model", "seed", "data.train", "data.carry_state", "data.tokenizer", "tokenizer"}))
     return ConfigRule::locked;
   if (lies_in_any(key, {"name", "device", "parallel", "checkpoint", "log", "data.valid"}))
     return ConfigRule::free;
@@ -42,6 +50,7 @@ ConfigRule rule_of(std::string_view key) {
 }
 
 ConfigComparison compare_configs(const FlatConfig& saved, const FlatConfig& present) {
+  const bool carries = value_of(present, "data.carry_state") == "true";
   ConfigComparison comparison;
   FlatConfig keys = saved;
   keys.insert(present.begin(), present.end());
@@ -50,7 +59,7 @@ ConfigComparison compare_configs(const FlatConfig& saved, const FlatConfig& pres
                                 .saved = value_of(saved, entry.first),
                                 .present = value_of(present, entry.first)};
     if (difference.saved == difference.present) continue;
-    switch (rule_of(difference.key)) {
+    switch (carries ? carrying_rule_of(difference.key) : rule_of(difference.key)) {
       case ConfigRule::locked:
         comparison.locked.push_back(std::move(difference));
         break;

@@ -20,9 +20,9 @@ enum class ConfigRule : uint8_t {
   free,    // no consequence for what is computed
 };
 
-// model, data.train but for weights, the tokenizer and the seed are locked; name, device, parallel,
-// checkpoint, log, data.valid and in train steps, micro_batch, recompute and eval_* are free;
-// everything else is logged.
+// model, data.train but for weights, data.carry_state, the tokenizer and the seed are locked; name,
+// device, parallel, checkpoint, log, data.valid and in train steps, micro_batch, recompute and
+// eval_* are free; everything else is logged.
 ConfigRule rule_of(std::string_view key);
 
 struct ConfigDifference {
@@ -37,7 +37,8 @@ struct ConfigComparison {
   std::vector<ConfigDifference> free;
 };
 
-// Differences in the order of the keys.
+// Differences in the order of the keys. With data.carry_state also what decides which row goes on
+// where is locked: seq_len, global_batch and the weights of stores.
 ConfigComparison compare_configs(const FlatConfig& saved, const FlatConfig& present);
 
 // "model.d_model: 768 in the checkpoint, 512 now"
