@@ -12,7 +12,7 @@ void BlockDecay::apply(const Context& ctx, const RankMaps& maps, const ConstTens
   const Dims dims{1, blocks, P_, N_};
   state_passing_forward(
       ctx, {.state = maps.messages.states(maps.first, maps.last - maps.first, {blocks, P_, N_}),
-            .decay = unpack(ctx, maps),
+            .decay = decays(ctx, maps),
             .initial = initial ? initial.reshape(dims) : initial,
             .final_state = state.reshape(dims)});
 }
@@ -23,7 +23,7 @@ void BlockDecay::apply_transpose(const Context& ctx, const RankMaps& maps,
   const int64_t blocks = maps.rows.rows * blocks_;
   state_passing_backward(
       ctx, {.dincoming = maps.messages.states(maps.first, maps.last - maps.first, {blocks, P_, N_}),
-            .decay = unpack(ctx, maps),
+            .decay = decays(ctx, maps),
             .dinitial = gradient.reshape({1, blocks, P_, N_})});
 }
 

@@ -57,20 +57,27 @@ class Transition {
 };
 
 // Transitions that multiply blocks of the state by one number each, exactly 0 where a document
-// starts in the span. kernels/state_passing folds them.
+// starts in the span. kernels/state_passing folds them. As it is, this is Mamba-2's: a block is a
+// head's P * N numbers, and the decays themselves travel.
 class BlockDecay : public Transition {
  public:
-  // A row's state has `blocks` blocks of P * N elements.
   BlockDecay(int64_t blocks, int64_t P, int64_t N) : blocks_(blocks), P_(P), N_(N) {}
 
+  Dims state_dims(int64_t rows) const override { return {rows, blocks_, P_, N_}; }
+  int64_t packed_size(int64_t rows) const override { return rows * blocks_; }
   void apply(const Context& ctx, const RankMaps& maps, const ConstTensorView& initial,
              const TensorView& state) const final;
   void apply_transpose(const Context& ctx, const RankMaps& maps,
                        const TensorView& gradient) const final;
 
  private:
-  // From what travelled to the decays (1, last - first, rows * blocks). May take scratch.
-  virtual ConstTensorView unpack(const Context& ctx, const RankMaps& maps) const = 0;
+  // From what travelled to the decays (last - first, rows * blocks). May take scratch.
+  virtual ConstTensorView unpack(const Context&, const RankMaps& maps) const {
+    return maps.transitions.row_range(maps.first, maps.last - maps.first);
+  }
+  ConstTensorView decays(const Context& ctx, const RankMaps& maps) const {
+    return unpack(ctx, maps).reshape({1, maps.last - maps.first, maps.rows.rows * blocks_});
+  }
 
   int64_t blocks_, P_, N_;
 };

@@ -44,15 +44,15 @@ class StepSum final : public BlockDecay {
  private:
   ConstTensorView unpack(const Context& ctx, const RankMaps& maps) const override {
     const int64_t count = maps.last - maps.first;
-    const int64_t width = maps.rows.rows * E_ * N_;
-    const TensorView decay = ctx.scratch->alloc({count, width}, maps.transitions.dtype);
+    const TensorView decay =
+        ctx.scratch->alloc({count, maps.rows.rows * E_ * N_}, maps.transitions.dtype);
     selective_scan_decay(
         ctx, {.dt_sum = maps.transitions.row_range(maps.first, count),
               .A_log = store_.value(A_log_),
               .doc_begin = maps.rows.doc_begin,
               .cuts = std::span(maps.rows.cuts).subspan(size_t(maps.first), size_t(count) + 1),
               .decay = decay});
-    return decay.reshape({1, count, width});
+    return decay;
   }
 
   const ParameterStore& store_;

@@ -34,28 +34,6 @@ struct Mamba2::Chunked {
   TensorView incoming;  // (B, M, H, P, N): what each chunk adds, then the state before it
 };
 
-namespace {
-
-// One decay a head. It is the product of the chunks' decays, so it is 0 if a document starts.
-class HeadDecay final : public BlockDecay {
- public:
-  HeadDecay(int64_t H, int64_t P, int64_t N) : BlockDecay(H, P, N), H_(H), P_(P), N_(N) {}
-
-  Dims state_dims(int64_t rows) const override { return {rows, H_, P_, N_}; }
-  int64_t packed_size(int64_t rows) const override { return rows * H_; }
-
- private:
-  ConstTensorView unpack(const Context&, const RankMaps& maps) const override {
-    const int64_t count = maps.last - maps.first;
-    return maps.transitions.row_range(maps.first, count)
-        .reshape({1, count, maps.transitions.dim(1)});
-  }
-
-  int64_t H_, P_, N_;
-};
-
-}  // namespace
-
 void Mamba2Config::validate(const std::string& where, int64_t d_model) const {
   if (heads == 0 && expand * d_model % head_dim != 0) {
     throw UsageError(
@@ -92,7 +70,7 @@ Mamba2::Mamba2(const LayerBuild& build, const Config& config)
       K_(config.conv_width),
       C_(E_ + 2 * G_ * N_),
       halo_(build, K_, C_),
-      recurrence_(build, std::make_unique<HeadDecay>(H_, P_, N_)) {
+      recurrence_(build, std::make_unique<BlockDecay>(H_, P_, N_)) {
   const auto name = [&](const char* suffix) { return build.prefix + suffix; };
   const double conv_bound = 1 / std::sqrt(double(K_));
   in_proj_ = Linear(build, "in_proj",

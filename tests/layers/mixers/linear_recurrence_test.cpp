@@ -17,21 +17,6 @@ namespace {
 constexpr int64_t B = 2, kBlocks = 3, P = 2, N = 2;
 constexpr int64_t kState = B * kBlocks * P * N, kDecays = B * kBlocks;
 
-// The decays travel as they are.
-class TestDecay final : public BlockDecay {
- public:
-  TestDecay() : BlockDecay(kBlocks, P, N) {}
-  Dims state_dims(int64_t rows) const override { return {rows, kBlocks, P, N}; }
-  int64_t packed_size(int64_t rows) const override { return rows * kBlocks; }
-
- private:
-  ConstTensorView unpack(const Context&, const RankMaps& maps) const override {
-    const int64_t count = maps.last - maps.first;
-    return maps.transitions.row_range(maps.first, count)
-        .reshape({1, count, maps.transitions.dim(1)});
-  }
-};
-
 // What every rank's tokens do, and the gradients that its outputs give.
 struct Maps {
   explicit Maps(int ranks)
@@ -67,7 +52,7 @@ struct Driver {
         store(DType::f64),
         recurrence(
             {.store = store, .prefix = "", .groups = {.sequence = &group}, .carry_state = carry},
-            std::make_unique<TestDecay>()),
+            std::make_unique<BlockDecay>(kBlocks, P, N)),
         spec(recurrence.received_spec(shard)) {
     for (const StateTensor& tensor : spec) kept.emplace_back(tensor.dims, tensor.dtype);
     if (!kept.empty()) passed.state = kept[0];
