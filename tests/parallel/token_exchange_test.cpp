@@ -110,6 +110,25 @@ TEST(RouteTokens, HandComputed) {
   EXPECT_EQ(second.rounds[1].offsets, (std::vector<int64_t>{0, 0, 2}));
 }
 
+// What counting mode assumes: nobody sends or gets more than another, and one round is enough.
+TEST(EvenLoad, LoadsEveryRankAlike) {
+  for (const int ranks : {1, 2, 3, 4}) {
+    for (const int64_t local : {1, 2, 5}) {
+      for (const int64_t entries : {1, 2, 7, 30, 64}) {
+        SCOPED_TRACE(concat(entries, " rows, ", ranks, " x ", local, " experts"));
+        const std::vector<int32_t> counts = even_load(entries, ranks, ranks * local);
+        expect_complete_routes(counts, ranks, 1);
+        const TokenRoutes routes = route_tokens(counts, ranks, ranks - 1, 1);
+        ASSERT_EQ(routes.rounds.size(), 1u);
+        const TokenRound& round = routes.rounds[0];
+        EXPECT_EQ(std::accumulate(round.incoming.begin(), round.incoming.end(), 0), entries);
+        EXPECT_EQ(std::accumulate(round.outgoing.begin(), round.outgoing.end(), 0), entries);
+        for (const int32_t count : counts) EXPECT_LE(count, entries / (ranks * local) + 1);
+      }
+    }
+  }
+}
+
 TEST(RouteTokens, RefusesCountsThatCannotBe) {
   EXPECT_THROW(route_tokens(std::vector<int32_t>{1, 2, 3}, 2, 0, 1), Error);
   EXPECT_THROW(route_tokens(std::vector<int32_t>{1, -1, 0, 0}, 2, 0, 1), Error);
