@@ -9,13 +9,6 @@ namespace sluice {
 
 namespace {
 
-// "branches.3.mamba2.A_log" -> "mamba2"; the norm before a branch -> "norm".
-std::string kind_of(const std::string& name) {
-  if (name.rfind("branches.", 0) != 0) return name.substr(0, name.find('.'));
-  const size_t begin = name.find('.', sizeof("branches.") - 1) + 1;
-  return name.substr(begin, name.find('.', begin) - begin);
-}
-
 // The share of a parameter that one token goes through.
 double active_share(const Parameter& parameter, const std::vector<BranchConfig>& branches) {
   if (parameter.flags.group != ReduceGroup::expert) return 1;
@@ -40,6 +33,12 @@ std::string gib(int64_t bytes) {
 
 }  // namespace
 
+std::string parameter_kind(const std::string& name) {
+  if (name.rfind("branches.", 0) != 0) return name.substr(0, name.find('.'));
+  const size_t begin = name.find('.', sizeof("branches.") - 1) + 1;
+  return name.substr(begin, name.find('.', begin) - begin);
+}
+
 Plan make_plan(const Config& config, int world) {
   Plan plan;
   plan.mesh = resolve_mesh({.dp = int(config.parallel.dp.value_or(kAuto)),
@@ -60,7 +59,7 @@ Plan make_plan(const Config& config, int world) {
   for (const Parameter& parameter : store.parameters()) {
     const int64_t count = parameter.global_dims.numel();
     plan.total_params += count;
-    plan.by_kind[kind_of(parameter.name)] += count;
+    plan.by_kind[parameter_kind(parameter.name)] += count;
     active += active_share(parameter, model.branches()) * double(count);
   }
   plan.active_params = int64_t(active);

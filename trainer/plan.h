@@ -34,6 +34,10 @@ struct Plan {
   bool fits() const { return memory() <= available; }
 };
 
+// What a parameter belongs to: "branches.3.mamba2.A_log" -> "mamba2"; the norm before a branch ->
+// "norm"; "embedding.weight" -> "embedding".
+std::string parameter_kind(const std::string& name);
+
 // Allocates nothing. Throws UsageError for an impossible mesh or batch.
 Plan make_plan(const Config& config, int world);
 nlohmann::json to_json(const Plan& plan);

@@ -53,6 +53,7 @@ PlannedModel::PlannedModel(const ModelConfig& config, const ModelBuild& build, D
         return planned;
       }()) {
   store_.freeze(/*allocate=*/false);
+  store_.bind_gradients(TensorView(nullptr, {store_.flat_size()}, stat_dtype(dtype)));
 }
 
 ArenaPeaks PlannedModel::count_training(int64_t B, int64_t row_tokens) const {

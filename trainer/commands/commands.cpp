@@ -7,6 +7,8 @@ std::vector<Command> commands() {
       make_command("train", "trains, or goes on from the newest good checkpoint", run_train),
       make_command("plan", "parameters, FLOPs, memory and bytes on the wire; allocates nothing",
                    run_plan),
+      make_command("verify", "gradients, and every layout of the ranks present against one rank",
+                   run_verify),
       make_command("score", "loss, logits and gradients of given rows of tokens", run_score),
       make_command("eval", "held-out loss of a model", run_eval),
       make_command("generate", "samples text from a model", run_generate),

@@ -40,6 +40,18 @@ struct PlanOptions {
 };
 int run_plan(const PlanOptions& options);
 
+struct VerifyOptions {
+  std::string config;
+  std::vector<std::string> overrides;
+  bool json = false;
+  void declare(OptionList& o) {
+    o.positional("CONFIG", config, "YAML file");
+    o.rest("KEY=VALUE", overrides, "override: dotted.key=value");
+    o.flag("--json", json, "print JSON");
+  }
+};
+int run_verify(const VerifyOptions& options);
+
 struct ScoreOptions {
   std::string model;
   std::string tokens;

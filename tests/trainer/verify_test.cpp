@@ -1,0 +1,165 @@
+#include <gtest/gtest.h>
+
+#include <limits>
+#include <set>
+
+#include "parallel/self_communicator.h"
+#include "tests/support/tiny_run.h"
+#include "trainer/verify/reduced_config.h"
+#include "trainer/verify/synthetic_rows.h"
+#include "trainer/verify/verification.h"
+
+namespace sluice::test {
+namespace {
+
+Config config_of(const std::string& name) {
+  return load_config(std::string(SLUICE_SOURCE_DIR) + "/configs/" + name + ".yaml").config;
+}
+
+std::string letters(const Config& config) { return stack_letters(config.model.stack.branches); }
+
+TEST(ReducedConfig, KeepsEveryDistinctBranchTwice) {
+  EXPECT_EQ(letters(reduce_config(config_of("hybrid-130m"), 8)), "M*M*");
+  EXPECT_EQ(letters(reduce_config(config_of("jamba-mini"), 8)), "S-E*S-E*");
+  EXPECT_EQ(letters(reduce_config(config_of("mamba2-1.3b"), 8)), "MM");
+  // Equal kinds that differ in a key are two.
+  TinyRun tiny("MM*");
+  tiny.config.model.stack.branches = resolve_stack(tiny.config.model);
+  tiny.config.model.stack.pattern.clear();
+  std::get<Mamba2Config>(tiny.config.model.stack.branches[1].config).conv_width = 2;
+  EXPECT_EQ(letters(reduce_config(tiny.config, 2)), "MM*MM*");
+}
+
+TEST(ReducedConfig, KeepsWhatHeadsAndExpertsDivideBy) {
+  const auto attention = [](const char* name) {
+    for (const BranchConfig& branch : reduce_config(config_of(name), 8).model.stack.branches) {
+      if (const auto* config = std::get_if<AttentionConfig>(&branch.config)) return *config;
+    }
+    throw UsageError("no attention");
+  };
+  EXPECT_EQ(attention("hybrid-130m").heads, 12);
+  EXPECT_EQ(attention("hybrid-130m").kv_heads, 4);
+  EXPECT_EQ(attention("jamba-mini").heads, 16);
+  EXPECT_EQ(attention("jamba-mini").kv_heads, 4);
+  const Config jamba = reduce_config(config_of("jamba-mini"), 8);
+  EXPECT_EQ(std::get<MoeConfig>(jamba.model.stack.branches[2].config).experts, 8);
+  for (const int world : {1, 2, 3, 6, 8, 64}) {
+    const Config reduced = reduce_config(config_of("jamba-mini"), world);
+    for (const MeshShape& shape : possible_meshes(world)) {
+      const int64_t batches = reduced.train.global_batch / reduced.train.micro_batch;
+      EXPECT_EQ(batches % shape.dp, 0) << to_string(shape);
+      EXPECT_GE(reduced.train.seq_len, shape.cp);
+    }
+    EXPECT_EQ(reduced.train.seq_len % 2, 1);
+  }
+}
+
+TEST(SyntheticRows, AreTheSameWhoeverCutsThem) {
+  const SyntheticRows rows{.seed = 5, .row_tokens = 37, .vocab_size = 41};
+  const Batch whole = rows.batch(1, 0, 8, {});
+  int64_t targets = 0;
+  for (int64_t shard = 0; shard < 4; ++shard) {
+    const Batch part = rows.batch(1, 3, 2, {.rank = shard, .size = 4});
+    targets += part.num_targets();
+    for (int64_t b = 0; b < 2; ++b) {
+      for (int64_t t = 0; t < part.rows().tokens; ++t) {
+        const int64_t at = (3 + b) * 37 + part.rows().begin + t;
+        ASSERT_EQ(part.tokens().as<int32_t>()[b * part.rows().tokens + t],
+                  whole.tokens().as<int32_t>()[at]);
+      }
+    }
+  }
+  EXPECT_EQ(targets, rows.batch(1, 3, 2, {}).num_targets());
+  EXPECT_EQ(rows.count_targets(1, 8), whole.num_targets());
+}
+
+TEST(SyntheticRows, HoldDocumentsOfAllKinds) {
+  const SyntheticRows rows{.seed = 5, .row_tokens = 37, .vocab_size = 41};
+  std::set<int64_t> starts_at_cuts, lengths;
+  bool whole_row = false;
+  for (int64_t r = 0; r < 16; ++r) {
+    const Batch::Row row = rows.row(0, r);
+    whole_row |= row.doc_begin.back() == 0;
+    for (int64_t t = 0; t < 37; ++t) {
+      const bool last = t == 36 || row.doc_begin[t + 1] != row.doc_begin[t];
+      ASSERT_EQ(row.targets[t], last ? -1 : row.tokens[t + 1]);
+      if (last) lengths.insert(t + 1 - row.doc_begin[t]);
+      for (const int64_t cut : sequence_cuts(37, 4)) {
+        if (row.doc_begin[t] == cut && cut > 0) starts_at_cuts.insert(cut);
+      }
+    }
+  }
+  EXPECT_TRUE(whole_row);
+  EXPECT_EQ(starts_at_cuts.size(), 3);
+  EXPECT_TRUE(lengths.contains(1));
+  EXPECT_GT(lengths.size(), 8);
+}
+
+LayoutTrace trace_with(double loss, double weight) {
+  LayoutTrace trace;
+  trace.losses = {loss};
+  trace.auxiliary = {0};
+  trace.grad_norms = {1};
+  trace.gradients = {{"a", {3, 4}}, {"tiny", {weight * 1e-9}}};
+  trace.parameters = {{"a", {1, weight}}};
+  return trace;
+}
+
+TEST(Verification, MeasuresTheLargestRelativeDifference) {
+  const auto differences = compare_traces(trace_with(2, 1), trace_with(4, 2), 1e-10);
+  ASSERT_EQ(differences.size(), 4);
+  EXPECT_EQ(differences[0].quantity, "loss");
+  EXPECT_DOUBLE_EQ(differences[0].error, 0.5);
+  EXPECT_EQ(differences[1].quantity, "gradients");
+  EXPECT_EQ(differences[1].where, "tiny");
+  EXPECT_NEAR(differences[1].error, 1e-9 / 5e-6, 1e-9);  // the floor: 1e-6 of all gradients
+  EXPECT_EQ(differences[2].where, "a");
+  EXPECT_NEAR(differences[2].error, 1 / std::sqrt(5.0), 1e-12);
+  for (const Difference& difference : compare_traces(trace_with(4, 2), trace_with(4, 2), 0))
+    EXPECT_TRUE(difference.holds()) << difference.quantity;
+}
+
+TEST(Verification, WhatIsNotANumberDoesNotHold) {
+  const double nan = std::numeric_limits<double>::quiet_NaN();
+  const auto differences = compare_traces(trace_with(nan, nan), trace_with(4, 2), 1e-10);
+  for (size_t i = 0; i < 3; ++i) EXPECT_FALSE(differences[i].holds()) << differences[i].quantity;
+}
+
+TEST(Verification, HoldsForATinyModelOnTwoRanks) {
+  TinyRun tiny("ME*-S");
+  World world{.comm = make_self_communicator()};
+  int reported = 0;
+  const Verification verification =
+      verify(tiny.config, world, {.thread_worlds = {1, 2}, .report = [&](const LayoutCheck& check) {
+                                    ++reported;
+                                    EXPECT_TRUE(check.holds()) << describe_layout(check);
+                                  }});
+  EXPECT_TRUE(verification.holds()) << describe_kinds(verification);
+  EXPECT_EQ(reported, int(verification.layouts.size()));
+  std::set<std::string> kinds;
+  for (const KindCheck& kind : verification.kinds) kinds.insert(kind.kind);
+  EXPECT_EQ(kinds, (std::set<std::string>{"embedding", "norm", "mamba2", "moe", "attention", "mlp",
+                                          "mamba", "final_norm"}));
+  std::set<std::string> layouts;
+  for (const LayoutCheck& check : verification.layouts) layouts.insert(to_string(check.mesh));
+  EXPECT_EQ(layouts, (std::set<std::string>{"dp 1 x ep 1 x cp 1", "dp 2 x ep 1 x cp 1",
+                                            "dp 2 x ep 2 x cp 1", "dp 1 x ep 1 x cp 2"}));
+  EXPECT_TRUE(to_json(verification).at("holds").get<bool>());
+}
+
+TEST(Verification, SaysWhatItSkips) {
+  TinyRun tiny("M");
+  World world{.comm = make_self_communicator()};
+  const Verification verification = verify(tiny.config, world, {.thread_worlds = {2}});
+  int skipped = 0;
+  for (const LayoutCheck& check : verification.layouts) {
+    if (check.skipped.empty()) continue;
+    ++skipped;
+    EXPECT_EQ(check.mesh, (MeshShape{.dp = 2, .ep = 2, .cp = 1}));
+    EXPECT_NE(describe_layout(check).find("no experts"), std::string::npos);
+  }
+  EXPECT_EQ(skipped, 1);
+}
+
+}  // namespace
+}  // namespace sluice::test
