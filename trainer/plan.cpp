@@ -17,29 +17,25 @@ double active_share(const Parameter& parameter, const std::vector<BranchConfig>&
   return double(moe.top_k) / double(moe.experts);
 }
 
-std::string remedy_of(const Plan& plan, const Config& config) {
-  if (plan.fits()) return "";
-  const int64_t fixed = plan.values + plan.gradients + plan.optimizer;
-  if (fixed > plan.available)
-    return "more memory, or fewer parameters: weights and optimizer alone do not fit";
-  if (config.train.micro_batch > 1) return "train.micro_batch=1";
-  if (config.train.recompute != Recompute::full) return "train.recompute=full";
-  return "a shorter train.seq_len";
-}
-
 std::string gib(int64_t bytes) {
   return fmt::format("{:10.3f} GiB", double(bytes) / double(1 << 30));
 }
 
-}  // namespace
-
-std::string parameter_kind(const std::string& name) {
-  if (name.rfind("branches.", 0) != 0) return name.substr(0, name.find('.'));
-  const size_t begin = name.find('.', sizeof("branches.") - 1) + 1;
-  return name.substr(begin, name.find('.', begin) - begin);
+// Bytes over every group, and what experts may add: a rank that gets all tokens of its group, or
+// sends all of its own away, moves up to as many times the even share as the group has ranks.
+void read_traffic(const Mesh& mesh, const Config& config, Plan& plan) {
+  const bool routed = plan.stack.find(Moe::kLetter) != std::string::npos;
+  for (const Mesh::Group& group : mesh.groups()) {
+    int64_t bytes = 0;
+    for (int verb = 0; verb < kNumVerbs; ++verb) bytes += group.group->traffic(Verb(verb)).sent;
+    plan.wire_bytes_per_step[group.axes] = bytes;
+    if (group.axes != "ep" || !routed) continue;
+    const int64_t even = group.group->traffic(Verb::all_to_all_v).sent;
+    plan.wire_bytes_bound["ep"] = bytes + (config.parallel.ep - 1) * even;
+  }
 }
 
-Plan make_plan(const Config& config, int world) {
+Plan plan_without_remedy(const Config& config, int world) {
   Plan plan;
   plan.mesh = resolve_mesh({.dp = int(config.parallel.dp.value_or(kAuto)),
                             .ep = int(config.parallel.ep),
@@ -48,10 +44,9 @@ Plan make_plan(const Config& config, int world) {
   const Mesh mesh(plan.mesh, 0);
   StepEngine engine(config, mesh);
   engine.count_step();
-  for (const Mesh::Group& group : mesh.groups()) {
-    int64_t& bytes = plan.wire_bytes_per_step[group.axes];
-    for (int verb = 0; verb < kNumVerbs; ++verb) bytes += group.group->traffic(Verb(verb)).sent;
-  }
+  plan.stack = stack_letters(engine.model().branches());
+  plan.exchanges = engine.model().exchanges();
+  read_traffic(mesh, config, plan);
   engine.count_evaluation();
   const ParameterStore& store = engine.store();
   const Model& model = engine.model();
@@ -64,7 +59,6 @@ Plan make_plan(const Config& config, int world) {
   }
   plan.active_params = int64_t(active);
   plan.flops_per_token = model.flops_per_token(config.train.seq_len);
-  plan.stack = stack_letters(model.branches());
 
   const EngineMemory memory = engine.memory();
   plan.values = memory.values;
@@ -75,7 +69,53 @@ Plan make_plan(const Config& config, int world) {
   plan.carried = memory.carried;
   plan.available = int64_t(sysconf(_SC_PHYS_PAGES)) * int64_t(sysconf(_SC_PAGE_SIZE)) / world;
   plan.checkpoint_bytes = 3 * plan.total_params * int64_t(sizeof(float));
-  plan.remedy = remedy_of(plan, config);
+  return plan;
+}
+
+// The first change of the configuration, in order of what it costs, that makes the run fit.
+std::string remedy_of(const Config& config, int world) {
+  std::vector<std::pair<std::string, Config>> changes;
+  Config changed = config;  // each on top of those before it
+  const auto add = [&](const std::string& text) {
+    changes.emplace_back(changes.empty() ? text : changes.back().first + " " + text, changed);
+  };
+  for (const int64_t zero : {1, 2}) {
+    if (world == 1 || changed.parallel.zero >= zero) continue;
+    changed.parallel.zero = zero;
+    changes.clear();  // the higher degree holds the lower one
+    add(fmt::format("parallel.zero={}", zero));
+  }
+  if (changed.train.micro_batch > 1) {
+    changed.train.micro_batch = 1;
+    add("train.micro_batch=1");
+  }
+  if (changed.train.recompute != Recompute::full) {
+    changed.train.recompute = Recompute::full;
+    add("train.recompute=full");
+  }
+  for (const auto& [text, candidate] : changes) {
+    if (plan_without_remedy(candidate, world).fits()) return text;
+  }
+  return "";
+}
+
+}  // namespace
+
+std::string parameter_kind(const std::string& name) {
+  if (name.rfind("branches.", 0) != 0) return name.substr(0, name.find('.'));
+  const size_t begin = name.find('.', sizeof("branches.") - 1) + 1;
+  return name.substr(begin, name.find('.', begin) - begin);
+}
+
+Plan make_plan(const Config& config, int world) {
+  Plan plan = plan_without_remedy(config, world);
+  if (plan.fits()) return plan;
+  plan.remedy = remedy_of(config, world);
+  if (!plan.remedy.empty()) return plan;
+  const int64_t fixed = plan.values + plan.gradients + plan.optimizer;
+  plan.remedy = fixed > plan.available
+                    ? "more memory or more ranks: weights, gradients and optimizer alone do not fit"
+                    : "a shorter train.seq_len, or more ranks with parallel.cp to share it";
   return plan;
 }
 
@@ -94,6 +134,8 @@ nlohmann::json to_json(const Plan& plan) {
         {"total", plan.memory()},
         {"available", plan.available}}},
       {"wire_bytes_per_step", plan.wire_bytes_per_step},
+      {"wire_bytes_bound", plan.wire_bytes_bound},
+      {"exchanges", plan.exchanges},
       {"checkpoint_bytes", plan.checkpoint_bytes},
       {"mesh", {{"dp", plan.mesh.dp}, {"ep", plan.mesh.ep}, {"cp", plan.mesh.cp}}},
       {"stack", plan.stack},
@@ -118,7 +160,12 @@ std::string describe(const Plan& plan) {
   text += fmt::format("  total         {} of {} here\n", gib(plan.memory()), gib(plan.available));
   for (const auto& [axis, bytes] : plan.wire_bytes_per_step) {
     text += fmt::format("sent over {:<7} {} a step and rank\n", axis, gib(bytes));
+    const auto bound = plan.wire_bytes_bound.find(axis);
+    if (bound != plan.wire_bytes_bound.end())
+      text +=
+          fmt::format("  at most       {} if experts are loaded unevenly\n", gib(bound->second));
   }
+  for (const std::string& exchange : plan.exchanges) text += exchange + "\n";
   text += fmt::format("checkpoint      {}\n", gib(plan.checkpoint_bytes));
   if (!plan.fits()) text += fmt::format("does not fit: try {}\n", plan.remedy);
   return text;

@@ -112,9 +112,7 @@ class Tracer {
       trace.auxiliary.push_back(report.statistics.auxiliary_loss());
       trace.grad_norms.push_back(report.grad_norm);
       if (step > 0) continue;
-      // Sharded gradients are seen in the parameters that they lead to.
-      if (run_.config.parallel.zero == 0)
-        trace.gradients = gather(engine_, engine_.store().gradients());
+      trace.gradients = gather(engine_, gradients());
       if (run_.expected != nullptr) compare(own, trace);
     }
     if (run_.dtype == DType::f64) {
@@ -132,6 +130,14 @@ class Tracer {
                          .next_batch = [&] { return batch(step, next++); },
                          .routing = routing});
   }
+  TensorView gradients() {
+    const DType dtype = stat_dtype(run_.dtype);
+    const int64_t elements = engine_.store().flat_size();
+    gradients_ = Buffer(size_t(elements) * size_of(dtype), kCpu);
+    const TensorView flat(gradients_.data(), {elements}, dtype);
+    engine_.gather_gradients(flat);
+    return flat;
+  }
   Batch batch(int step, int64_t index) const {
     return rows_.batch(step, engine_.first_row(index), engine_.micro_batch_rows(),
                        engine_.sequence_shard());
@@ -148,6 +154,7 @@ class Tracer {
   Mesh mesh_;
   StepEngine engine_;
   SyntheticRows rows_;
+  Buffer gradients_;
 };
 
 }  // namespace

@@ -23,7 +23,7 @@ struct LayoutTrace {
   std::vector<double> losses;           // per step: cross-entropy
   std::vector<double> auxiliary;        // per step: balance and z-loss
   std::vector<double> grad_norms;       // per step
-  std::vector<WholeTensor> gradients;   // of the first step; with ZeRO none
+  std::vector<WholeTensor> gradients;   // of the first step
   std::vector<WholeTensor> parameters;  // after all steps
   bool replicas_equal = true;           // ranks that hold the same parameters hold equal bits
   int64_t choices = 0;                  // of experts, by this world's tokens in the first step

@@ -24,12 +24,22 @@ constexpr int64_t kWindow = 11;
 constexpr int64_t kMinTokens = 37;   // of a row
 constexpr int64_t kRowsOfBatch = 2;  // of a micro-batch
 constexpr int64_t kMinBatches = 4;   // micro-batches of a step
-constexpr double kInitStd = 0.2;     // so that every branch matters at this width
+// Steps of the recurrences: some states last over several shards, some die within one, and the
+// gradients of decays are no rounding.
+constexpr double kMinStep = 0.02;
+constexpr double kMaxStep = 0.3;
+constexpr double kInitStd = 0.2;  // so that every branch matters at this width
 
 // The largest count up to `most` that halving can reach.
 int64_t halve_to(int64_t count, int64_t most) {
   while (count > most && count % 2 == 0) count /= 2;
   return count;
+}
+
+template <class Config>
+void set_steps(Config& config) {
+  config.dt_init_min = kMinStep;
+  config.dt_init_max = kMaxStep;
 }
 
 void reduce(Mamba2Config& config, int64_t d_model) {
@@ -40,12 +50,14 @@ void reduce(Mamba2Config& config, int64_t d_model) {
   config.head_dim = std::min(config.head_dim, kHeadDim);
   config.state_dim = std::min(config.state_dim, kStateDim);
   config.chunk = std::min(config.chunk, kChunk);
+  set_steps(config);
 }
 
 void reduce(MambaConfig& config, int64_t) {
   if (config.inner > 0) config.inner = std::min(config.inner, 2 * kWidth);
   if (config.dt_rank > 0) config.dt_rank = std::min<int64_t>(config.dt_rank, 3);
   config.state_dim = std::min(config.state_dim, kStateDim);
+  set_steps(config);
 }
 
 void reduce(AttentionConfig& config, int64_t d_model) {

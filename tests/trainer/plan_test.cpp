@@ -1,0 +1,139 @@
+#include "trainer/plan.h"
+
+#include <gtest/gtest.h>
+
+#include <array>
+#include <map>
+
+#include "parallel/thread_communicator.h"
+#include "tests/support/tiny_run.h"
+#include "trainer/step_engine.h"
+#include "trainer/verify/synthetic_rows.h"
+
+namespace sluice::test {
+namespace {
+
+using VerbTraffic = std::array<Traffic, kNumVerbs>;
+using MeshTraffic = std::map<std::string, VerbTraffic>;  // by axes
+
+MeshTraffic traffic_of(const Mesh& mesh) {
+  MeshTraffic traffic;
+  for (const Mesh::Group& group : mesh.groups()) {
+    for (int verb = 0; verb < kNumVerbs; ++verb)
+      traffic[group.axes][verb] = group.group->traffic(Verb(verb));
+  }
+  return traffic;
+}
+
+Traffic less(const Traffic& a, const Traffic& b) {
+  return {a.calls - b.calls, a.contributed - b.contributed, a.sent - b.sent,
+          a.received - b.received};
+}
+
+// What a step of `config` moves on every rank of the mesh, by the counters.
+std::vector<MeshTraffic> traffic_of_a_step(const Config& config, const MeshShape& shape) {
+  std::vector<MeshTraffic> ranks(shape.world());
+  const SyntheticRows rows{
+      .seed = 1, .row_tokens = config.train.seq_len, .vocab_size = config.model.vocab_size};
+  run_ranks(shape.world(), [&](Communicator& world) {
+    const Mesh mesh(world, shape);
+    StepEngine engine(config, mesh);
+    const MeshTraffic before = traffic_of(mesh);
+    int64_t next = 0;
+    engine.step({.lr = 1e-3,
+                 .targets = rows.count_targets(0, config.train.global_batch),
+                 .next_batch = [&] {
+                   return rows.batch(0, engine.first_row(next++), engine.micro_batch_rows(),
+                                     engine.sequence_shard());
+                 }});
+    MeshTraffic& own = ranks[world.rank()];
+    own = traffic_of(mesh);
+    for (auto& [axes, verbs] : own) {
+      for (int verb = 0; verb < kNumVerbs; ++verb)
+        verbs[verb] = less(verbs[verb], before.at(axes)[verb]);
+    }
+  });
+  return ranks;
+}
+
+// With experts, all but their tokens (a bound instead) and the sum of their loads, which a counting
+// run has not got.
+void expect_planned_exactly(const Config& config, const MeshShape& shape, bool experts) {
+  const std::vector<MeshTraffic> moved = traffic_of_a_step(config, shape);
+  for (int rank = 0; rank < shape.world(); ++rank) {
+    const Mesh mesh(shape, rank);
+    StepEngine engine(config, mesh);
+    engine.count_step();
+    const MeshTraffic planned = traffic_of(mesh);
+    ASSERT_EQ(planned.size(), moved[rank].size());
+    for (const auto& [axes, verbs] : planned) {
+      for (int verb = 0; verb < kNumVerbs; ++verb) {
+        if (experts && axes == "ep" && Verb(verb) == Verb::all_to_all_v) continue;
+        if (experts && Verb(verb) == Verb::all_reduce) continue;
+        EXPECT_EQ(verbs[verb], moved[rank].at(axes)[verb])
+            << name_of(Verb(verb)) << " over " << axes << " on rank " << rank << " of "
+            << to_string(shape);
+      }
+    }
+  }
+}
+
+Config with_parallel(Config config, const MeshShape& shape, int zero) {
+  config.parallel.dp = shape.dp;
+  config.parallel.ep = shape.ep;
+  config.parallel.cp = shape.cp;
+  config.parallel.zero = zero;
+  return config;
+}
+
+TEST(Plan, WireBytesAreThoseThatAStepMoves) {
+  for (const char* pattern : {"M*-", "S*"}) {
+    const TinyRun tiny(pattern);
+    for (const MeshShape& shape : {MeshShape{2, 1, 1}, {1, 1, 2}, {2, 1, 2}, {1, 1, 3}}) {
+      for (const int zero : {0, 1, 2})
+        expect_planned_exactly(with_parallel(tiny.config, shape, zero), shape, false);
+    }
+  }
+}
+
+TEST(Plan, WireBytesOfExpertsAreExpectedAndBounded) {
+  const TinyRun tiny("ME");
+  for (const MeshShape& shape : {MeshShape{2, 2, 1}, {4, 2, 1}, {2, 2, 2}}) {
+    for (const int zero : {0, 1}) {
+      const Config config = with_parallel(tiny.config, shape, zero);
+      expect_planned_exactly(config, shape, true);
+      const Plan plan = make_plan(config, shape.world());
+      const std::vector<MeshTraffic> moved = traffic_of_a_step(config, shape);
+      int64_t sum = 0;
+      for (const MeshTraffic& rank : moved) {
+        int64_t sent = 0;
+        for (const Traffic& traffic : rank.at("ep")) sent += traffic.sent;
+        EXPECT_LE(sent, plan.wire_bytes_bound.at("ep")) << to_string(shape);
+        sum += sent;
+      }
+      // The load of a few tokens is uneven; the mean over ranks is near.
+      const double mean = double(sum) / shape.world();
+      EXPECT_NEAR(mean / double(plan.wire_bytes_per_step.at("ep")), 1, 0.5) << to_string(shape);
+    }
+  }
+}
+
+TEST(Plan, NamesTheMeshAndWhatBranchesExchange) {
+  const TinyRun tiny("M*E");
+  const Plan plan = make_plan(with_parallel(tiny.config, {2, 2, 2}, 1), 4);
+  const std::string text = describe(plan);
+  EXPECT_NE(text.find("dp 2 x ep 2 x cp 2"), std::string::npos) << text;
+  EXPECT_NE(text.find("attention"), std::string::npos) << text;
+  EXPECT_FALSE(plan.exchanges.empty());
+  EXPECT_EQ(to_json(plan).at("mesh").at("cp"), 2);
+  EXPECT_TRUE(to_json(plan).at("wire_bytes_per_step").contains("cp"));
+  EXPECT_THROW(make_plan(with_parallel(tiny.config, {2, 2, 2}, 1), 3), UsageError);
+}
+
+TEST(Plan, OneRankSendsNothing) {
+  const TinyRun tiny("M*E");
+  EXPECT_TRUE(make_plan(with_parallel(tiny.config, {1, 1, 1}, 1), 1).wire_bytes_per_step.empty());
+}
+
+}  // namespace
+}  // namespace sluice::test
