@@ -32,17 +32,30 @@ OptionList::OptionList(const std::string& command, const std::string& help)
 
 OptionList::~OptionList() = default;
 
+namespace {
+
+// What newer versions of CLI11 refuse as the name of a positional argument.
+void check_positional(const std::string& name) {
+  SLUICE_CHECK(!name.empty() && name.find_first_of("= -") == std::string::npos,
+               "a positional argument cannot be called '", name, "'");
+}
+
+}  // namespace
+
 void OptionList::positional(const std::string& name, std::string& value, const std::string& help) {
+  check_positional(name);
   state_->app.add_option(name, value, help)->required();
 }
 
 void OptionList::optional_positional(const std::string& name, std::string& value,
                                      const std::string& help) {
+  check_positional(name);
   state_->app.add_option(name, value, help);
 }
 
 void OptionList::rest(const std::string& name, std::vector<std::string>& values,
                       const std::string& help, bool required) {
+  check_positional(name);
   state_->app.add_option(name, values, help)->required(required);
 }
 

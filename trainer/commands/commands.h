@@ -46,7 +46,7 @@ struct VerifyOptions {
   bool json = false;
   void declare(OptionList& o) {
     o.positional("CONFIG", config, "YAML file");
-    o.rest("KEY=VALUE", overrides, "override: dotted.key=value");
+    o.rest("OVERRIDES", overrides, "dotted.key=value, over the file");
     o.flag("--json", json, "print JSON");
   }
 };
