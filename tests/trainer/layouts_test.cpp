@@ -135,6 +135,7 @@ TEST_P(Layouts, EqualsOneRank) {
   const Outcome many = train(config, test_case.mesh);
   Config plain = config;
   plain.train.recompute = Recompute::none;
+  plain.train.micro_batch = config.train.global_batch;  // all rows in one pass
   const Outcome one = train(plain, {});
   for (int64_t step = 0; step < kSteps; ++step) {
     const StepReport& got = many.reports[step];
