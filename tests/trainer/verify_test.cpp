@@ -147,6 +147,26 @@ TEST(Verification, HoldsForATinyModelOnTwoRanks) {
   EXPECT_TRUE(to_json(verification).at("holds").get<bool>());
 }
 
+TEST(Verification, HoldsWhereRowsGoOnFromStepToStep) {
+  TinyRun tiny("MS");
+  tiny.config.data.carry_state = true;
+  const Config reduced = reduce_config(tiny.config, 2);
+  EXPECT_EQ(synthetic_rows(reduced).row(2, 0).doc_begin.back(), -2 * reduced.train.seq_len);
+  EXPECT_EQ(synthetic_rows(reduced).row(2, 1).doc_begin.front(), 0);
+  const auto losses = [](Config config, bool carries) {
+    config.data.carry_state = carries;
+    const auto self = make_self_communicator();
+    return trace_layout(*self, {}, {.config = config}).losses;
+  };
+  const std::vector<double> carried = losses(reduced, true), cut = losses(reduced, false);
+  EXPECT_EQ(carried[0], cut[0]);
+  EXPECT_NE(carried[1], cut[1]);
+  World world{.comm = make_self_communicator()};
+  const Verification verification = verify(tiny.config, world, {.thread_worlds = {2}});
+  for (const LayoutCheck& check : verification.layouts)
+    EXPECT_TRUE(check.holds()) << describe_layout(check);
+}
+
 TEST(Verification, SaysWhatItSkips) {
   TinyRun tiny("M");
   World world{.comm = make_self_communicator()};

@@ -162,7 +162,8 @@ class Tracer {
 SyntheticRows synthetic_rows(const Config& reduced) {
   return {.seed = uint64_t(reduced.seed),
           .row_tokens = reduced.train.seq_len,
-          .vocab_size = reduced.model.vocab_size};
+          .vocab_size = reduced.model.vocab_size,
+          .carries = reduced.data.carry_state};
 }
 
 LayoutTrace trace_layout(Communicator& world, const MeshShape& shape, const LayoutRun& run) {

@@ -37,11 +37,18 @@ std::vector<bool> document_starts(Kind kind, const RngKey& key, int64_t tokens) 
 Batch::Row SyntheticRows::row(int64_t step, int64_t index) const {
   const RngKey tokens{.seed = seed, .stream = uint64_t(2 * (step * 1'000'000 + index))};
   const RngKey documents{.seed = seed, .stream = tokens.stream + 1};
-  const std::vector<bool> starts = document_starts(Kind(index % kKinds), documents, row_tokens);
+  const Kind kind = Kind(index % kKinds);
+  const std::vector<bool> starts = document_starts(kind, documents, row_tokens);
+  // Where the row's first document began.
+  const int64_t first = carries && kind == one_document ? -step * row_tokens : 0;
   Batch::Row row;
   for (int64_t t = 0; t < row_tokens; ++t) {
     row.tokens.push_back(int32_t(random_below(tokens, uint64_t(t), uint64_t(vocab_size))));
-    row.doc_begin.push_back(starts[t] ? int32_t(t) : row.doc_begin.back());
+    if (t == 0) {
+      row.doc_begin.push_back(int32_t(first));
+    } else {
+      row.doc_begin.push_back(starts[t] ? int32_t(t) : row.doc_begin.back());
+    }
   }
   for (int64_t t = 0; t < row_tokens; ++t) {
     const bool last = t + 1 == row_tokens || starts[t + 1];

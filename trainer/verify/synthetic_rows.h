@@ -12,6 +12,7 @@ struct SyntheticRows {
   uint64_t seed = 1;
   int64_t row_tokens = 0;
   int64_t vocab_size = 0;
+  bool carries = false;  // a document that fills its row goes on in the same row of the next step
 
   // In turn: one document that fills the row; documents that start where sequence shards of 2, 4
   // and 8 ranks do; documents of one token, in part; documents of any length.
