@@ -27,6 +27,11 @@ SignalFlags::SignalFlags() {
   SLUICE_CHECK(!installed.exchange(true), "signal flags exist already");
   stop_flag = 0;
   checkpoint_flag = false;
+  sigset_t taken;
+  sigemptyset(&taken);
+  for (const int number : kSignals) sigaddset(&taken, number);
+  // Whoever started us may have left them blocked, which a process inherits.
+  ::pthread_sigmask(SIG_UNBLOCK, &taken, &mask_before_);
   for (size_t i = 0; i < kSignals.size(); ++i) {
     struct sigaction action = {};
     action.sa_handler = kSignals[i] == SIGUSR2 ? on_checkpoint_signal : on_stop_signal;
@@ -38,6 +43,7 @@ SignalFlags::SignalFlags() {
 
 SignalFlags::~SignalFlags() {
   for (size_t i = 0; i < kSignals.size(); ++i) ::sigaction(kSignals[i], &before_[i], nullptr);
+  ::pthread_sigmask(SIG_SETMASK, &mask_before_, nullptr);
   installed = false;
 }
 

@@ -8,7 +8,8 @@
 
 namespace sluice {
 
-// Installs the handlers; the destructor puts back what was there. One at a time in a process.
+// Installs the handlers, for signals that may have been blocked by whoever started the process; the
+// destructor puts back what was there. One at a time in a process.
 class SignalFlags {
  public:
   SignalFlags();
@@ -25,6 +26,7 @@ class SignalFlags {
  private:
   static constexpr std::array<int, 4> kSignals = {SIGTERM, SIGUSR1, SIGINT, SIGUSR2};
   std::array<struct sigaction, 4> before_{};
+  sigset_t mask_before_{};
 };
 
 }  // namespace sluice

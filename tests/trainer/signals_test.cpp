@@ -40,6 +40,21 @@ TEST(Signals, WhatWasThereComesBack) {
   EXPECT_EQ(std::signal(SIGUSR2, before), SIG_IGN);
 }
 
+TEST(Signals, ABlockedOneArrives) {
+  sigset_t blocked, before;
+  sigemptyset(&blocked);
+  sigaddset(&blocked, SIGUSR1);
+  pthread_sigmask(SIG_BLOCK, &blocked, &before);
+  {
+    SignalFlags flags;
+    std::raise(SIGUSR1);
+    EXPECT_TRUE(flags.stop_requested());
+  }
+  sigset_t after;
+  pthread_sigmask(SIG_SETMASK, &before, &after);
+  EXPECT_TRUE(sigismember(&after, SIGUSR1));
+}
+
 TEST(Signals, OneAtATime) {
   SignalFlags flags;
   EXPECT_THROW(SignalFlags{}, Error);
