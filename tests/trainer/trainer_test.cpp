@@ -8,6 +8,7 @@
 
 #include "parallel/self_communicator.h"
 #include "parallel/thread_communicator.h"
+#include "tests/support/errors.h"
 #include "tests/support/tensors.h"
 #include "tests/support/tiny_run.h"
 
@@ -122,6 +123,24 @@ TEST(MicroBatches, AreDealtOnceEach) {
   }
   EXPECT_EQ(deal_micro_batches(train, 1, 3).index(1, 1), 5);
   EXPECT_EQ(deal_micro_batches(train, 2, 3).index(1, 1), 4);
+}
+
+// Before anything is allocated, and on every rank.
+TEST(Trainer, LayoutsThatCannotBeAreRefused) {
+  TinyRun run;
+  const auto build_on = [&](const MeshShape& shape) {
+    run_ranks(shape.world(), [&](Communicator& world) {
+      const Mesh mesh(world, shape);
+      Trainer(run.config, mesh);
+    });
+  };
+  std::get<MoeConfig>(run.config.model.sections).experts = 3;
+  expect_error<UsageError>([&] { build_on({.dp = 2, .ep = 2}); }, {"3 experts", "ep 2"});
+  std::get<MoeConfig>(run.config.model.sections).experts = 4;
+  run.config.train.seq_len = 2;
+  expect_error<UsageError>([&] { build_on({.cp = 3}); }, {"2 tokens", "3 sequence ranks"});
+  expect_error<UsageError>([&] { resolve_mesh({.dp = 4, .cp = 2}, 6); },
+                           {"8 ranks", "6 were started", "dp 3 x ep 1 x cp 2"});
 }
 
 TEST(Trainer, AVocabularyTooSmallForTheStoreIsRefused) {
