@@ -165,6 +165,24 @@ class Train(unittest.TestCase):
                 self.assertIn(part, result.stderr)
                 self.assertFalse((self.root / "bad" / "metrics.jsonl").exists())
 
+    def test_every_axis_trains_and_any_layout_goes_on(self):
+        constant = "schedule.type=constant"  # over however many steps
+        one = self.train("axes1", "train.steps=12", constant)
+        self.assertEqual(one.returncode, 0, one.stderr)
+        expected = losses(self.root / "axes1")
+        layouts = [(2, ["parallel.cp=2"]),
+                   (4, ["parallel.ep=2", "parallel.cp=2", "parallel.zero=2"])]
+        for ranks, layout in layouts:
+            name = f"axes{ranks}"
+            result = self.train(name, "train.steps=6", constant, *layout, ranks=ranks)
+            self.assertEqual(result.returncode, 0, result.stdout + result.stderr)
+            again = self.train(name, "train.steps=12", constant)  # on one rank
+            self.assertEqual(again.returncode, 0, again.stdout + again.stderr)
+            self.assertIn("at step 6", again.stdout)
+            for step, loss in losses(self.root / name).items():
+                # A rounding error may send a token to another expert.
+                self.assertAlmostEqual(loss / expected[step], 1, places=3, msg=f"step {step}")
+
     def test_experts_that_do_not_divide_over_their_ranks(self):
         result = self.train("bad", "model.stack.pattern=ME", "model.moe.experts=3",
                             "model.moe.top_k=1", "parallel.ep=2", ranks=2)
