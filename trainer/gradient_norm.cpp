@@ -25,7 +25,8 @@ GradientNorm::GradientNorm(const ShardedArena& arena, const Mesh& mesh)
     : experts_(mesh.axis(Axis::ep)) {
   for (const ShardedArena::Group& group : arena.groups()) {
     const int64_t blocks = group.buckets.span.size() / kNormBlock;
-    blocks_.push_back({.ranks = group.ranks,
+    blocks_.push_back({.which = group.which,
+                       .ranks = group.ranks,
                        .buckets = group.buckets,
                        .of_rank = blocks / group.ranks->size(),
                        .own = {},
@@ -69,10 +70,10 @@ double GradientNorm::sum_of(const Context& ctx, const HeldTensor& gradients, Blo
 
 double GradientNorm::squared(const Context& ctx, const HeldTensor& gradients) {
   double squared = 0;
-  for (size_t i = 0; i < blocks_.size(); ++i) {
-    double sum = sum_of(ctx, gradients, blocks_[i]);
-    if (i == 0) {  // dense: the same parameters on all ranks
-      squared = sum;
+  for (Blocks& blocks : blocks_) {
+    double sum = sum_of(ctx, gradients, blocks);
+    if (blocks.which == ReduceGroup::dense) {  // the same parameters on all ranks
+      squared += sum;
       continue;
     }
     std::vector<double> of_ranks(experts_.size());

@@ -20,6 +20,7 @@ class GradientNorm {
  private:
   // Of one reduction group. The memory is made for the first step that is not only counted.
   struct Blocks {
+    ReduceGroup which = ReduceGroup::dense;
     Communicator* ranks = nullptr;
     GradientBuckets buckets;
     int64_t of_rank = 0;          // blocks

@@ -84,7 +84,7 @@ ShardedArena::ShardedArena(const ParameterStore& store, const Mesh& mesh, int64_
       if (store.parameters()[i].flags.group == which)
         padding = std::max(padding, store.padded_end({int32_t(i)}));
     }
-    groups_.push_back({.ranks = &ranks, .buckets = buckets, .padding = padding});
+    groups_.push_back({.which = which, .ranks = &ranks, .buckets = buckets, .padding = padding});
   }
   owned_ = PackedSlices(std::move(owned));
   held_ = shards_state() ? owned_ : PackedSlices({{0, flat_size_}});

@@ -42,6 +42,7 @@ class ShardedArena {
  public:
   // The parameters of one reduction group.
   struct Group {
+    ReduceGroup which = ReduceGroup::dense;
     Communicator* ranks = nullptr;
     GradientBuckets buckets;
     int64_t padding = 0;  // where it begins, behind the last parameter, up to the span's end
