@@ -1,25 +1,16 @@
 #include "kernels/core/arena.h"
 
 #include <algorithm>
-#include <cstdlib>
-#include <cstring>
 #include <utility>
+
+#include "kernels/core/device_memory.h"
 
 namespace sluice {
 
-Buffer::Buffer(size_t bytes, Device device) : bytes_(bytes), device_(device) {
-  SLUICE_CHECK(device.is_cpu(), "this build allocates on the CPU only");
-  if (bytes == 0) return;
-  const size_t rounded = align_up(bytes);
-  data_ = std::aligned_alloc(kAlignment, rounded);
-  if (data_ == nullptr) {
-    throw IoError(concat("cannot allocate ", bytes,
-                         " bytes of memory; lower train.micro_batch or set train.recompute: full"));
-  }
-  std::memset(data_, 0, rounded);
-}
+Buffer::Buffer(size_t bytes, Device device)
+    : data_(allocate_bytes(bytes, device)), bytes_(bytes), device_(device) {}
 
-Buffer::~Buffer() { std::free(data_); }
+Buffer::~Buffer() { free_bytes(data_, device_); }
 
 Buffer::Buffer(Buffer&& other) noexcept
     : data_(std::exchange(other.data_, nullptr)),

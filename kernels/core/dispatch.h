@@ -1,5 +1,11 @@
 // From a run-time dtype to a template argument, by a lambda:
 //   dispatch_float(x.dtype, [&]<class T>() { rms_norm_forward<T>(a); });
+//
+// And to the device: after its checks an operator says
+//   if (ctx.device.is_cuda()) {
+//     if constexpr (kBuiltWithCuda) return cuda::rms_norm_forward(ctx, args);
+//     fail_no_cuda("rms_norm_forward");
+//   }
 #pragma once
 
 #include <utility>

@@ -1,6 +1,7 @@
 // Element types of tensors.
 #pragma once
 
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 
@@ -10,9 +11,18 @@ namespace sluice {
 
 enum class DType : uint8_t { f64, f32, bf16, i64, i32, u16, u8 };
 
-// Storage of a brain float. Arithmetic on it happens in f32 (kernels/device on GPUs).
+// Storage of a brain float: the upper half of an f32. Arithmetic happens in f32.
 struct bf16 {
   uint16_t bits = 0;
+
+  bf16() = default;
+  // To nearest, ties to even; NaN stays NaN.
+  explicit bf16(float value) {
+    const uint32_t word = std::bit_cast<uint32_t>(value);
+    const uint32_t rounded = word + 0x7fffu + (word >> 16 & 1u);
+    bits = uint16_t((value == value ? rounded : word | 0x400000u) >> 16);
+  }
+  explicit operator float() const { return std::bit_cast<float>(uint32_t(bits) << 16); }
 };
 
 constexpr size_t size_of(DType dtype) {

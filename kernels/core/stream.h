@@ -7,7 +7,8 @@ namespace sluice {
 struct Stream {
   void* handle = nullptr;
 
-  void sync() const {}
+  // Waits for what was enqueued, and throws what went wrong in it.
+  void sync() const;
 };
 
 }  // namespace sluice

@@ -3,6 +3,7 @@
 #include "kernels/core/dispatch.h"
 #include "kernels/core/row_blocks.h"
 #include "kernels/elementwise/elementwise_cpu.h"
+#include "kernels/elementwise/elementwise_cuda.h"
 
 namespace sluice {
 
@@ -10,7 +11,10 @@ void add(const Context& ctx, ConstTensorView x, TensorView y) {
   expect("x", x, y.dims, y.dtype, ctx.device);
   expect("y", y, y.dims, y.dtype, ctx.device);
   if (ctx.counting()) return;
-  if (!ctx.device.is_cpu()) fail_no_cuda("add");
+  if (ctx.device.is_cuda()) {
+    if constexpr (kBuiltWithCuda) return cuda::add(ctx, x, y);
+    fail_no_cuda("add");
+  }
   dispatch_float(y.dtype, [&]<class T>() { cpu::add<T>(x, y); });
 }
 
@@ -18,21 +22,41 @@ void copy(const Context& ctx, ConstTensorView x, TensorView y) {
   expect("x", x, y.dims, y.dtype, ctx.device);
   expect("y", y, y.dims, y.dtype, ctx.device);
   if (ctx.counting()) return;
-  if (!ctx.device.is_cpu()) fail_no_cuda("copy");
+  if (ctx.device.is_cuda()) {
+    if constexpr (kBuiltWithCuda) return cuda::copy(ctx, x, y);
+    fail_no_cuda("copy");
+  }
   cpu::copy(x, y);
+}
+
+void convert(const Context& ctx, ConstTensorView x, TensorView y) {
+  expect("x", x, y.dims, x.dtype, ctx.device);
+  expect("y", y, y.dims, y.dtype, ctx.device);
+  if (ctx.counting()) return;
+  if (ctx.device.is_cuda()) {
+    if constexpr (kBuiltWithCuda) return cuda::convert(ctx, x, y);
+    fail_no_cuda("convert");
+  }
+  cpu::convert(x, y);
 }
 
 void scale(const Context& ctx, double factor, TensorView y) {
   expect("y", y, y.dims, y.dtype, ctx.device);
   if (ctx.counting()) return;
-  if (!ctx.device.is_cpu()) fail_no_cuda("scale");
+  if (ctx.device.is_cuda()) {
+    if constexpr (kBuiltWithCuda) return cuda::scale(ctx, factor, y);
+    fail_no_cuda("scale");
+  }
   dispatch_float(y.dtype, [&]<class T>() { cpu::scale<T>(T(factor), y); });
 }
 
 void zero(const Context& ctx, TensorView y) {
   expect("y", y, y.dims, y.dtype, ctx.device);
   if (ctx.counting()) return;
-  if (!ctx.device.is_cpu()) fail_no_cuda("zero");
+  if (ctx.device.is_cuda()) {
+    if constexpr (kBuiltWithCuda) return cuda::zero(ctx, y);
+    fail_no_cuda("zero");
+  }
   cpu::zero(y);
 }
 
@@ -40,18 +64,25 @@ void add_bias(const Context& ctx, ConstTensorView bias, TensorView y) {
   expect("bias", bias, {y.row_size()}, stat_dtype(y.dtype), ctx.device);
   expect("y", y, y.dims, y.dtype, ctx.device);
   if (ctx.counting()) return;
-  if (!ctx.device.is_cpu()) fail_no_cuda("add_bias");
+  if (ctx.device.is_cuda()) {
+    if constexpr (kBuiltWithCuda) return cuda::add_bias(ctx, bias, y);
+    fail_no_cuda("add_bias");
+  }
   dispatch_float(y.dtype, [&]<class T>() { cpu::add_bias<T>(bias, y); });
 }
 
 void sum_rows(const Context& ctx, ConstTensorView x, TensorView total) {
   expect("x", x, x.dims, x.dtype, ctx.device);
   expect("total", total, {x.row_size()}, stat_dtype(x.dtype), ctx.device);
+  const int64_t max_blocks = ctx.device.is_cuda() ? cuda::kSumBlocks : RowBlocks::kMaxBlocks;
   const ArenaScope scope(*ctx.scratch);
-  const TensorView partial =
-      ctx.scratch->alloc({RowBlocks(x.rows()).count, x.row_size()}, stat_dtype(x.dtype));
+  const TensorView partial = ctx.scratch->alloc(
+      {RowBlocks(x.rows(), max_blocks).count, x.row_size()}, stat_dtype(x.dtype));
   if (ctx.counting()) return;
-  if (!ctx.device.is_cpu()) fail_no_cuda("sum_rows");
+  if (ctx.device.is_cuda()) {
+    if constexpr (kBuiltWithCuda) return cuda::sum_rows(ctx, x, total, partial);
+    fail_no_cuda("sum_rows");
+  }
   dispatch_float(x.dtype, [&]<class T>() { cpu::sum_rows<T>(x, total, partial); });
 }
 

@@ -7,8 +7,10 @@ namespace sluice {
 
 void add(const Context& ctx, ConstTensorView x, TensorView y);   // y += x
 void copy(const Context& ctx, ConstTensorView x, TensorView y);  // y = x, of any dtype
-void scale(const Context& ctx, double factor, TensorView y);     // y *= factor
-void zero(const Context& ctx, TensorView y);                     // y = 0, of any dtype
+// y = x, rounded to y's dtype (to nearest, ties to even): f64, f32, bf16.
+void convert(const Context& ctx, ConstTensorView x, TensorView y);
+void scale(const Context& ctx, double factor, TensorView y);  // y *= factor
+void zero(const Context& ctx, TensorView y);                  // y = 0, of any dtype
 
 // y[row] += bias, for every row of y.
 void add_bias(const Context& ctx, ConstTensorView bias, TensorView y);  // bias: (row_size)

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "kernels/core/dispatch.h"
 #include "kernels/core/row_blocks.h"
 
 namespace sluice::cpu {
@@ -97,6 +98,36 @@ void copy(ConstTensorView x, TensorView y) {
       Pieces(x.packed() && y.packed(), y.dims), [&](int64_t row, int64_t begin, int64_t count) {
         std::memcpy(bytes_at(y, row, begin), bytes_at(x, row, begin), count * size_of(y.dtype));
       });
+}
+
+namespace {
+
+template <class Body>
+void dispatch_storage(DType dtype, const Body& body) {
+  if (dtype == DType::bf16) return body.template operator()<bf16>();
+  dispatch_float(dtype, body);
+}
+
+// Through f32 where one side is narrower than f64.
+template <class From, class To>
+To converted(From value) {
+  if constexpr (std::is_same_v<From, To>) return value;
+  return To(float(value));
+}
+
+}  // namespace
+
+void convert(ConstTensorView x, TensorView y) {
+  dispatch_storage(x.dtype, [&]<class From>() {
+    dispatch_storage(y.dtype, [&]<class To>() {
+      for_each_piece(Pieces(x.packed() && y.packed(), y.dims),
+                     [&](int64_t row, int64_t begin, int64_t count) {
+                       const From* const from = x.row<From>(row) + begin;
+                       To* const to = y.row<To>(row) + begin;
+                       for (int64_t i = 0; i < count; ++i) to[i] = converted<From, To>(from[i]);
+                     });
+    });
+  });
 }
 
 void zero(TensorView y) {

@@ -15,6 +15,7 @@ void add_bias(ConstTensorView bias, TensorView y);
 template <class T>
 void sum_rows(ConstTensorView x, TensorView total, TensorView partial);
 
+void convert(ConstTensorView x, TensorView y);
 // Bytes, whatever the dtype.
 void copy(ConstTensorView x, TensorView y);
 void zero(TensorView y);

@@ -1,0 +1,29 @@
+// What the host asks of a device: memory, copies, streams. A build without CUDA has the host alone
+// (device_memory_host.cpp); one with it chooses device_memory_cuda.cpp.
+#pragma once
+
+#include <cstddef>
+
+#include "kernels/core/device.h"
+#include "kernels/core/stream.h"
+
+namespace sluice {
+
+// 0 in a build without CUDA, or on a machine without a GPU.
+int num_cuda_devices();
+
+// Zero-filled, aligned to at least 256 bytes. Throws IoError naming the size and what to lower.
+void* allocate_bytes(size_t bytes, Device device);
+void free_bytes(void* data, Device device) noexcept;
+
+// Enqueued on the stream. Where one side is pageable host memory the call returns when that memory
+// may be used again.
+void copy_bytes(void* to, Device to_device, const void* from, Device from_device, size_t bytes,
+                Stream stream);
+void zero_bytes(void* data, Device device, size_t bytes, Stream stream);
+
+// On the host a stream is nothing.
+Stream make_stream(Device device);
+void destroy_stream(Stream stream) noexcept;
+
+}  // namespace sluice

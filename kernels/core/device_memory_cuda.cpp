@@ -1,0 +1,83 @@
+// A build with CUDA: the host and any number of GPUs.
+#include "kernels/core/cuda_check.h"
+#include "kernels/core/device_memory.h"
+#include "kernels/core/host_memory.h"
+
+#include <cstring>
+
+namespace sluice {
+
+namespace {
+
+cudaStream_t handle_of(Stream stream) { return static_cast<cudaStream_t>(stream.handle); }
+
+void use(Device device) { CUDA_CHECK(cudaSetDevice(device.index)); }
+
+}  // namespace
+
+// A machine without a driver has none, which is no error.
+int num_cuda_devices() {
+  int count = 0;
+  return cudaGetDeviceCount(&count) == cudaSuccess ? count : 0;
+}
+
+void* allocate_bytes(size_t bytes, Device device) {
+  if (device.is_cpu()) return allocate_host_bytes(bytes);
+  if (bytes == 0) return nullptr;
+  use(device);
+  void* data = nullptr;
+  const cudaError_t status = cudaMalloc(&data, bytes);
+  if (status == cudaErrorMemoryAllocation) {
+    size_t free = 0, total = 0;
+    CUDA_CHECK(cudaMemGetInfo(&free, &total));
+    throw IoError(concat("cannot allocate ", bytes, " bytes on GPU ", int(device.index), ": ", free,
+                         " of ", total,
+                         " are free; lower train.micro_batch or set train.recompute: full"));
+  }
+  CUDA_CHECK(status);
+  CUDA_CHECK(cudaMemset(data, 0, bytes));
+  return data;
+}
+
+// What has gone wrong on the device before was or will be thrown elsewhere.
+void free_bytes(void* data, Device device) noexcept {
+  if (device.is_cpu()) return free_host_bytes(data);
+  if (data != nullptr) cudaFree(data);
+}
+
+void copy_bytes(void* to, Device to_device, const void* from, Device from_device, size_t bytes,
+                Stream stream) {
+  if (bytes == 0) return;
+  if (to_device.is_cpu() && from_device.is_cpu()) {
+    std::memmove(to, from, bytes);
+    return;
+  }
+  CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, handle_of(stream)));
+}
+
+void zero_bytes(void* data, Device device, size_t bytes, Stream stream) {
+  if (bytes == 0) return;
+  if (device.is_cpu()) {
+    std::memset(data, 0, bytes);
+    return;
+  }
+  CUDA_CHECK(cudaMemsetAsync(data, 0, bytes, handle_of(stream)));
+}
+
+Stream make_stream(Device device) {
+  if (device.is_cpu()) return {};
+  use(device);
+  cudaStream_t stream = nullptr;
+  CUDA_CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+  return {stream};
+}
+
+void destroy_stream(Stream stream) noexcept {
+  if (stream.handle != nullptr) cudaStreamDestroy(handle_of(stream));
+}
+
+void Stream::sync() const {
+  if (handle != nullptr) CUDA_CHECK(cudaStreamSynchronize(static_cast<cudaStream_t>(handle)));
+}
+
+}  // namespace sluice

@@ -1,0 +1,42 @@
+// Starting kernels. An error names the operator; launches do not wait.
+#pragma once
+
+#include "kernels/core/context.h"
+#include "kernels/core/cuda_check.h"
+
+namespace sluice::cuda {
+
+inline cudaStream_t stream_of(const Context& ctx) {
+  return static_cast<cudaStream_t>(ctx.stream.handle);
+}
+
+struct Grid {
+  dim3 blocks;
+  dim3 threads;
+  size_t shared_bytes = 0;  // dynamic
+};
+
+// `name` is the operator's, with the shapes that matter: it is what an error says.
+template <class... Parameters, class... Args>
+void launch(const Context& ctx, const char* name, const Grid& grid, void (*kernel)(Parameters...),
+            Args&&... args) {
+  if (grid.blocks.x == 0) return;
+  constexpr size_t kDefaultShared = 48 << 10;
+  if (grid.shared_bytes > kDefaultShared) {
+    CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                    int(grid.shared_bytes)));
+  }
+  kernel<<<grid.blocks, grid.threads, grid.shared_bytes, stream_of(ctx)>>>(
+      Parameters(std::forward<Args>(args))...);
+  const cudaError_t status = cudaGetLastError();
+  if (status != cudaSuccess) {
+    throw Error(ExitCode::bug,
+                concat(name, ": ", cudaGetErrorString(status), " at a launch of ", grid.blocks.x,
+                       " x ", grid.blocks.y, " blocks of ", grid.threads.x, " threads, ",
+                       grid.shared_bytes, " bytes of shared memory"));
+  }
+}
+
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+}  // namespace sluice::cuda
