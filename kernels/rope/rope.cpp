@@ -2,6 +2,7 @@
 
 #include "kernels/core/dispatch.h"
 #include "kernels/rope/rope_cpu.h"
+#include "kernels/rope/rope_cuda.h"
 
 namespace sluice {
 namespace {
@@ -15,7 +16,10 @@ void rotate(const char* name, const Context& ctx, const Rope& args, int directio
   expect("x", args.x, {B, T, heads, head_dim}, args.x.dtype, ctx.device);
   expect("positions", args.positions, {B, T}, DType::i32, ctx.device);
   if (ctx.counting()) return;
-  if (!ctx.device.is_cpu()) fail_no_cuda(name);
+  if (ctx.device.is_cuda()) {
+    if constexpr (kBuiltWithCuda) return cuda::rope(ctx, args, direction);
+    fail_no_cuda(name);
+  }
   dispatch_float(args.x.dtype, [&]<class Real>() { cpu::rope<Real>(args, direction); });
 }
 
