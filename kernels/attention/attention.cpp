@@ -1,6 +1,7 @@
 #include "kernels/attention/attention.h"
 
 #include "kernels/attention/attention_cpu.h"
+#include "kernels/attention/attention_cuda.h"
 #include "kernels/core/dispatch.h"
 
 namespace sluice {
@@ -30,7 +31,10 @@ void check_inputs(const Context& ctx, const Args& args) {
 void attention_forward(const Context& ctx, const AttentionForward& args) {
   check_inputs(ctx, args);
   if (ctx.counting()) return;
-  if (!ctx.device.is_cpu()) fail_no_cuda("attention_forward");
+  if (ctx.device.is_cuda()) {
+    if constexpr (kBuiltWithCuda) return cuda::attention_forward(ctx, args);
+    fail_no_cuda("attention_forward");
+  }
   dispatch_float(args.q.dtype, [&]<class Real>() { cpu::attention_forward<Real>(args); });
 }
 
@@ -42,7 +46,10 @@ void attention_merge(const Context& ctx, const AttentionMerge& args) {
   expect("lse", args.lse, {B, T, Hq}, stat_dtype(dtype), ctx.device);
   expect("part_lse", args.part_lse, {B, T, Hq}, stat_dtype(dtype), ctx.device);
   if (ctx.counting()) return;
-  if (!ctx.device.is_cpu()) fail_no_cuda("attention_merge");
+  if (ctx.device.is_cuda()) {
+    if constexpr (kBuiltWithCuda) return cuda::attention_merge(ctx, args);
+    fail_no_cuda("attention_merge");
+  }
   dispatch_float(dtype, [&]<class Real>() { cpu::attention_merge<Real>(args); });
 }
 
@@ -55,10 +62,15 @@ void attention_backward(const Context& ctx, const AttentionBackward& args) {
   expect("dk", args.dk, args.k.dims, dtype, ctx.device);
   expect("dv", args.dv, args.v.dims, dtype, ctx.device);
   const ArenaScope scope(*ctx.scratch);
-  const TensorView dy_y = ctx.scratch->alloc(args.lse.dims, stat_dtype(dtype));
+  const auto [B, T, Hq] = args.lse.shape<3>("lse: (B, T, Hq)");
+  const Dims stats_dims = ctx.device.is_cuda() ? Dims{B, Hq, T, 2} : Dims{B, T, Hq};
+  const TensorView stats = ctx.scratch->alloc(stats_dims, stat_dtype(dtype));
   if (ctx.counting()) return;
-  if (!ctx.device.is_cpu()) fail_no_cuda("attention_backward");
-  dispatch_float(dtype, [&]<class Real>() { cpu::attention_backward<Real>(args, dy_y); });
+  if (ctx.device.is_cuda()) {
+    if constexpr (kBuiltWithCuda) return cuda::attention_backward(ctx, args, stats);
+    fail_no_cuda("attention_backward");
+  }
+  dispatch_float(dtype, [&]<class Real>() { cpu::attention_backward<Real>(args, stats); });
 }
 
 }  // namespace sluice
