@@ -1,6 +1,7 @@
 #include "kernels/chunk_cumsum/chunk_cumsum.h"
 
 #include "kernels/chunk_cumsum/chunk_cumsum_cpu.h"
+#include "kernels/chunk_cumsum/chunk_cumsum_cuda.h"
 #include "kernels/core/dispatch.h"
 
 namespace sluice {
@@ -29,7 +30,10 @@ void chunk_cumsum_forward(const Context& ctx, const ChunkCumsumForward& args) {
   expect("dt", args.dt, args.dt_raw.dims, statistics, ctx.device);
   expect("cum", args.cum, args.dt_raw.dims, statistics, ctx.device);
   if (ctx.counting()) return;
-  if (!ctx.device.is_cpu()) fail_no_cuda("chunk_cumsum_forward");
+  if (ctx.device.is_cuda()) {
+    if constexpr (kBuiltWithCuda) return cuda::chunk_cumsum_forward(ctx, args);
+    fail_no_cuda("chunk_cumsum_forward");
+  }
   dispatch_float(args.dt_raw.dtype, [&]<class T>() { cpu::chunk_cumsum_forward<T>(args); });
 }
 
@@ -47,7 +51,10 @@ void chunk_cumsum_backward(const Context& ctx, const ChunkCumsumBackward& args) 
   const TensorView partial =
       ctx.scratch->alloc({dims[0] * num_chunks(dims[1], args.chunk), 2 * dims[2]}, statistics);
   if (ctx.counting()) return;
-  if (!ctx.device.is_cpu()) fail_no_cuda("chunk_cumsum_backward");
+  if (ctx.device.is_cuda()) {
+    if constexpr (kBuiltWithCuda) return cuda::chunk_cumsum_backward(ctx, args, partial);
+    fail_no_cuda("chunk_cumsum_backward");
+  }
   dispatch_float(args.dt_raw.dtype,
                  [&]<class T>() { cpu::chunk_cumsum_backward<T>(args, partial); });
 }

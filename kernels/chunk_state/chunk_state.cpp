@@ -1,6 +1,7 @@
 #include "kernels/chunk_state/chunk_state.h"
 
 #include "kernels/chunk_state/chunk_state_cpu.h"
+#include "kernels/chunk_state/chunk_state_cuda.h"
 #include "kernels/core/chunks.h"
 #include "kernels/core/dispatch.h"
 
@@ -33,7 +34,10 @@ void chunk_state_forward(const Context& ctx, const ChunkStateForward& args) {
   expect("state", args.state, {B, M, H, P, args.B.dim(3)}, statistics, ctx.device);
   expect("decay", args.decay, {B, M, H}, statistics, ctx.device);
   if (ctx.counting()) return;
-  if (!ctx.device.is_cpu()) fail_no_cuda("chunk_state_forward");
+  if (ctx.device.is_cuda()) {
+    if constexpr (kBuiltWithCuda) return cuda::chunk_state_forward(ctx, args);
+    fail_no_cuda("chunk_state_forward");
+  }
   if (args.x.dtype == DType::f32) return cpu::chunk_state_tiles_forward<float>(args);
   dispatch_float(args.x.dtype, [&]<class Real>() { cpu::chunk_state_forward<Real>(args); });
 }
@@ -50,7 +54,10 @@ void chunk_state_backward(const Context& ctx, const ChunkStateBackward& args) {
   expect("ddt", args.ddt, {B, T, H}, statistics, ctx.device);
   expect("dcum", args.dcum, {B, T, H}, statistics, ctx.device);
   if (ctx.counting()) return;
-  if (!ctx.device.is_cpu()) fail_no_cuda("chunk_state_backward");
+  if (ctx.device.is_cuda()) {
+    if constexpr (kBuiltWithCuda) return cuda::chunk_state_backward(ctx, args);
+    fail_no_cuda("chunk_state_backward");
+  }
   if (args.x.dtype == DType::f32) return cpu::chunk_state_tiles_backward<float>(args);
   dispatch_float(args.x.dtype, [&]<class Real>() { cpu::chunk_state_backward<Real>(args); });
 }

@@ -13,9 +13,9 @@ struct ChunkSpan {
   int64_t begin = 0;
   int64_t end = 0;
 
-  ChunkSpan(int64_t index, int64_t chunk, int64_t tokens)
+  constexpr ChunkSpan(int64_t index, int64_t chunk, int64_t tokens)
       : begin(index * chunk), end(std::min(tokens, (index + 1) * chunk)) {}
-  int64_t size() const { return end - begin; }
+  constexpr int64_t size() const { return end - begin; }
 };
 
 }  // namespace sluice

@@ -2,6 +2,7 @@
 
 #include "kernels/core/dispatch.h"
 #include "kernels/ssd_step/ssd_step_cpu.h"
+#include "kernels/ssd_step/ssd_step_cuda.h"
 
 namespace sluice {
 
@@ -24,7 +25,10 @@ void ssd_step(const Context& ctx, const SsdStep& args) {
   expect("state", args.state, {B, H, P, N}, statistics, ctx.device);
   expect("y", args.y, args.x.dims, dtype, ctx.device);
   if (ctx.counting()) return;
-  if (!ctx.device.is_cpu()) fail_no_cuda("ssd_step");
+  if (ctx.device.is_cuda()) {
+    if constexpr (kBuiltWithCuda) return cuda::ssd_step(ctx, args);
+    fail_no_cuda("ssd_step");
+  }
   dispatch_float(dtype, [&]<class T>() { cpu::ssd_step<T>(args); });
 }
 

@@ -2,6 +2,7 @@
 
 #include "kernels/core/dispatch.h"
 #include "kernels/state_passing/state_passing_cpu.h"
+#include "kernels/state_passing/state_passing_cuda.h"
 
 namespace sluice {
 
@@ -17,7 +18,10 @@ void state_passing_forward(const Context& ctx, const StatePassingForward& args) 
   if (args.final_state) expect("final_state", args.final_state, {B, H, P, N}, dtype, ctx.device);
   if (args.total_decay) expect("total_decay", args.total_decay, {B, H}, dtype, ctx.device);
   if (ctx.counting()) return;
-  if (!ctx.device.is_cpu()) fail_no_cuda("state_passing_forward");
+  if (ctx.device.is_cuda()) {
+    if constexpr (kBuiltWithCuda) return cuda::state_passing_forward(ctx, args);
+    fail_no_cuda("state_passing_forward");
+  }
   dispatch_float(dtype, [&]<class T>() { cpu::state_passing_forward<T>(args); });
 }
 
@@ -35,8 +39,15 @@ void state_passing_backward(const Context& ctx, const StatePassingBackward& args
   if (args.dlog_decay) expect("dlog_decay", args.dlog_decay, {B, M, H}, dtype, ctx.device);
   if (args.dfinal) expect("dfinal", args.dfinal, {B, H, P, N}, dtype, ctx.device);
   if (args.dinitial) expect("dinitial", args.dinitial, {B, H, P, N}, dtype, ctx.device);
+  const ArenaScope scope(*ctx.scratch);
+  TensorView partial;
+  if (ctx.device.is_cuda() && args.dlog_decay)
+    partial = ctx.scratch->alloc({B * M * H, cuda::state_passing_partials(P * N)}, dtype);
   if (ctx.counting()) return;
-  if (!ctx.device.is_cpu()) fail_no_cuda("state_passing_backward");
+  if (ctx.device.is_cuda()) {
+    if constexpr (kBuiltWithCuda) return cuda::state_passing_backward(ctx, args, partial);
+    fail_no_cuda("state_passing_backward");
+  }
   dispatch_float(dtype, [&]<class T>() { cpu::state_passing_backward<T>(args); });
 }
 

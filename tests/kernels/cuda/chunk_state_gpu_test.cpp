@@ -1,0 +1,109 @@
+#include "kernels/chunk_state/chunk_state.h"
+
+#include "kernels/core/chunks.h"
+#include "tests/support/gpu_twin.h"
+#include "tests/support/tensors.h"
+
+namespace sluice::test {
+namespace {
+
+struct Shape {
+  int64_t B = 1, T = 1, H = 1, G = 1, P = 1, N = 1, Q = 1;
+  std::vector<std::vector<int64_t>> starts = {};
+  int64_t padding = 8;  // of rows of x and B
+};
+void PrintTo(const Shape& s, std::ostream* out) {
+  *out << "B" << s.B << " T" << s.T << " H" << s.H << " G" << s.G << " P" << s.P << " N" << s.N
+       << " Q" << s.Q << " padding " << s.padding;
+}
+
+// Step sizes, and their sums as chunk_cumsum takes them, as f32 on both sides.
+struct Steps {
+  TensorView dt, cum;
+};
+Steps steps(Side& side, const Shape& shape, const Tensor& doc_begin) {
+  const int64_t H = shape.H;
+  std::vector<double> dt(shape.B * shape.T * H), cum(dt.size());
+  for (int64_t row = 0; row < shape.B * shape.T; ++row) {
+    const int64_t t = row % shape.T;
+    for (int64_t h = 0; h < H; ++h) {
+      const int64_t at = row * H + h;
+      dt[at] = float(0.1 * std::exp(random_normal({.seed = 3, .stream = 1}, at)));
+      const bool restarts = t % shape.Q == 0 || doc_begin.get(row) == t;
+      cum[at] = float((restarts ? 0 : cum[at - H]) - dt[at] * (1 + h % 3));
+    }
+  }
+  const Dims dims{shape.B, shape.T, H};
+  return {side.values(dims, side.stat(), dt), side.values(dims, side.stat(), cum)};
+}
+
+class ChunkStateGpu : public testing::TestWithParam<Shape> {};
+
+TEST_P(ChunkStateGpu, AgreesWithCpu) {
+  const Shape& s = GetParam();
+  const Tensor documents_on_host = documents(s.B, s.T, s.starts, -1);
+  check_on_gpu([&](Side& side) {
+    const int64_t M = num_chunks(s.T, s.Q);
+    const Dims state{s.B, M, s.H, s.P, s.N}, decay{s.B, M, s.H}, token{s.B, s.T, s.H};
+    const TensorView doc_begin = side.copy_of(documents_on_host);
+    const auto [dt, cum] = steps(side, s, documents_on_host);
+    const TensorView x = side.normal({s.B, s.T, s.H, s.P}, 1, 0, s.padding);
+    const TensorView B = side.normal({s.B, s.T, s.G, s.N}, 1, 0, s.padding);
+    chunk_state_forward(side.ctx(), {.x = x,
+                                     .B = B,
+                                     .dt = dt,
+                                     .cum = cum,
+                                     .doc_begin = doc_begin,
+                                     .state = side.output("state", state, side.stat()),
+                                     .decay = side.output("decay", decay, side.stat()),
+                                     .chunk = s.Q});
+    chunk_state_backward(side.ctx(),
+                         {.dstate = side.stat_normal(state),
+                          .dlog_decay = side.stat_normal(decay),
+                          .x = x,
+                          .B = B,
+                          .dt = dt,
+                          .cum = cum,
+                          .doc_begin = doc_begin,
+                          .dx = side.compare("dx", side.normal(x.dims, 1, 0, s.padding)),
+                          .dB = side.compare("dB", side.normal(B.dims, 1, 0, s.padding)),
+                          .ddt = side.compare("ddt", side.stat_normal(token)),
+                          .dcum = side.compare("dcum", side.stat_normal(token)),
+                          .chunk = s.Q});
+  });
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Plain, ChunkStateGpu,
+    testing::Values(Shape{}, Shape{.B = 2, .T = 5, .H = 2, .P = 3, .N = 2, .Q = 1},
+                    Shape{.T = 5, .H = 2, .G = 2, .P = 3, .N = 4, .Q = 8},
+                    Shape{.B = 2, .T = 23, .H = 6, .G = 3, .P = 7, .N = 5, .Q = 5, .padding = 3},
+                    Shape{.B = 2,
+                          .T = 150,
+                          .H = 3,
+                          .P = 72,
+                          .N = 80,
+                          .Q = 70,
+                          .starts = {{70, 139}, {1, 69, 100, 149}},
+                          .padding = 1}));
+
+// Shapes that tensor cores take.
+INSTANTIATE_TEST_SUITE_P(
+    Model, ChunkStateGpu,
+    testing::Values(Shape{.T = 1, .H = 2, .P = 64, .N = 128, .Q = 128},
+                    Shape{.B = 2, .T = 256, .H = 4, .P = 64, .N = 128, .Q = 128},
+                    Shape{.T = 300, .H = 3, .P = 64, .N = 128, .Q = 256, .starts = {{37, 257}}},
+                    Shape{.B = 2,
+                          .T = 333,
+                          .H = 6,
+                          .G = 2,
+                          .P = 64,
+                          .N = 128,
+                          .Q = 128,
+                          .starts = {{127, 300}, {5, 128, 256, 332}}},
+                    Shape{.T = 200, .H = 8, .G = 8, .P = 64, .N = 128, .Q = 64},
+                    Shape{.T = 70, .H = 2, .P = 64, .N = 128, .Q = 24},
+                    Shape{.T = 200, .H = 2, .P = 64, .N = 128, .Q = 128, .padding = 3}));
+
+}  // namespace
+}  // namespace sluice::test
