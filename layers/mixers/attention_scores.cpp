@@ -13,6 +13,44 @@
 namespace sluice {
 namespace {
 
+// What a backward reads of a forward whose queries did not move.
+struct LseTape : Saved {
+  TensorView lse;  // (B, T, Hq)
+};
+
+std::unique_ptr<LseTape> new_lse_tape(const Context& ctx, const TensorView& y) {
+  auto tape = std::make_unique<LseTape>();
+  tape->lse = ctx.saved->alloc({y.dim(0), y.dim(1), y.dim(2)}, stat_dtype(y.dtype));
+  return tape;
+}
+
+AttentionForward forward_args(const AttentionShape& shape, const ConstTensorView& qkv,
+                              const ConstTensorView& doc_begin, const TensorView& y,
+                              const TensorView& lse) {
+  return {.q = shape.q(qkv),
+          .k = shape.k(qkv),
+          .v = shape.v(qkv),
+          .doc_begin = doc_begin,
+          .y = y,
+          .lse = lse,
+          .window = shape.window};
+}
+
+AttentionBackward backward_args(const AttentionShape& shape, const AttentionScoresBackward& args,
+                                const ConstTensorView& doc_begin, const ConstTensorView& lse) {
+  return {.dy = args.dy,
+          .q = shape.q(args.qkv),
+          .k = shape.k(args.qkv),
+          .v = shape.v(args.qkv),
+          .doc_begin = doc_begin,
+          .y = args.y,
+          .lse = lse,
+          .dq = shape.q(args.dqkv),
+          .dk = shape.k(args.dqkv),
+          .dv = shape.v(args.dqkv),
+          .window = shape.window};
+}
+
 class AttentionHere final : public AttentionScores {
  public:
   explicit AttentionHere(const AttentionShape& shape) : shape_(shape) {}
@@ -22,38 +60,19 @@ class AttentionHere final : public AttentionScores {
 
   std::unique_ptr<Saved> forward(const Context& ctx, const Rows& rows, const ConstTensorView& qkv,
                                  const TensorView& y) const override {
-    auto saved = std::make_unique<Tape>();
-    saved->lse = ctx.saved->alloc({y.dim(0), y.dim(1), shape_.Hq}, stat_dtype(y.dtype));
-    attention_forward(ctx, {.q = shape_.q(qkv),
-                            .k = shape_.k(qkv),
-                            .v = shape_.v(qkv),
-                            .doc_begin = rows.local_doc_begin,
-                            .y = y,
-                            .lse = saved->lse,
-                            .window = shape_.window});
+    auto saved = new_lse_tape(ctx, y);
+    attention_forward(ctx, forward_args(shape_, qkv, rows.local_doc_begin, y, saved->lse));
     return saved;
   }
 
   void backward(const Context& ctx, const Rows& rows, const AttentionScoresBackward& args,
                 const Saved& saved) const override {
     args.meanwhile();
-    attention_backward(ctx, {.dy = args.dy,
-                             .q = shape_.q(args.qkv),
-                             .k = shape_.k(args.qkv),
-                             .v = shape_.v(args.qkv),
-                             .doc_begin = rows.local_doc_begin,
-                             .y = args.y,
-                             .lse = static_cast<const Tape&>(saved).lse,
-                             .dq = shape_.q(args.dqkv),
-                             .dk = shape_.k(args.dqkv),
-                             .dv = shape_.v(args.dqkv),
-                             .window = shape_.window});
+    const auto& lse = static_cast<const LseTape&>(saved).lse;
+    attention_backward(ctx, backward_args(shape_, args, rows.local_doc_begin, lse));
   }
 
  private:
-  struct Tape : Saved {
-    TensorView lse;  // (B, T, Hq)
-  };
   AttentionShape shape_;
 };
 
@@ -112,13 +131,7 @@ class AttentionByHeads final : public AttentionScores {
     const ArenaScope scope(*ctx.scratch);
     const auto heads = qkv_exchange_.begin_to_columns(ctx, rows, qkv, saved->qkv);
     qkv_exchange_.finish_to_columns(ctx, rows, heads);
-    attention_forward(ctx, {.q = share_.q(saved->qkv),
-                            .k = share_.k(saved->qkv),
-                            .v = share_.v(saved->qkv),
-                            .doc_begin = rows.doc_begin,
-                            .y = saved->y,
-                            .lse = saved->lse,
-                            .window = share_.window});
+    attention_forward(ctx, forward_args(share_, saved->qkv, rows.doc_begin, saved->y, saved->lse));
     const auto tokens = y_exchange_.begin_to_tokens(ctx, rows, flat(saved->y), flat(y));
     y_exchange_.finish_to_tokens(ctx, rows, tokens);
     return saved;
@@ -133,17 +146,9 @@ class AttentionByHeads final : public AttentionScores {
     const auto heads = y_exchange_.begin_to_columns(ctx, rows, flat(args.dy), flat(dy));
     args.meanwhile();
     y_exchange_.finish_to_columns(ctx, rows, heads);
-    attention_backward(ctx, {.dy = dy,
-                             .q = share_.q(saved.qkv),
-                             .k = share_.k(saved.qkv),
-                             .v = share_.v(saved.qkv),
-                             .doc_begin = rows.doc_begin,
-                             .y = saved.y,
-                             .lse = saved.lse,
-                             .dq = share_.q(dqkv),
-                             .dk = share_.k(dqkv),
-                             .dv = share_.v(dqkv),
-                             .window = share_.window});
+    attention_backward(
+        ctx, backward_args(share_, {.dy = dy, .qkv = saved.qkv, .y = saved.y, .dqkv = dqkv},
+                           rows.doc_begin, saved.lse));
     const auto tokens = qkv_exchange_.begin_to_tokens(ctx, rows, dqkv, args.dqkv);
     qkv_exchange_.finish_to_tokens(ctx, rows, tokens);
   }
@@ -178,19 +183,12 @@ class AttentionByKeys final : public AttentionScores {
 
   std::unique_ptr<Saved> forward(const Context& ctx, const Rows& rows, const ConstTensorView& qkv,
                                  const TensorView& y) const override {
-    auto saved = std::make_unique<Tape>();
-    saved->lse = ctx.saved->alloc({y.dim(0), y.dim(1), shape_.Hq}, stat_dtype(y.dtype));
+    auto saved = new_lse_tape(ctx, y);
     const ArenaScope scope(*ctx.scratch);
     const TensorView part_y = ctx.scratch->alloc(y.dims, y.dtype);
     const TensorView part_lse = ctx.scratch->alloc(saved->lse.dims, saved->lse.dtype);
     KvRing ring(ctx, sequence_, rows, shape_.window, shape_.kv(qkv));
-    AttentionForward args{.q = shape_.q(qkv),
-                          .k = shape_.k(qkv),
-                          .v = shape_.v(qkv),
-                          .doc_begin = rows.local_doc_begin,
-                          .y = y,
-                          .lse = saved->lse,
-                          .window = shape_.window};
+    AttentionForward args = forward_args(shape_, qkv, rows.local_doc_begin, y, saved->lse);
     attention_forward(ctx, args);
     args.y = part_y;
     args.lse = part_lse;
@@ -211,17 +209,8 @@ class AttentionByKeys final : public AttentionScores {
     KvRing ring(ctx, sequence_, rows, shape_.window, shape_.kv(args.qkv));
     KvReturn gradients(ctx, sequence_, rows, shape_.window, shape_.kv(args.dqkv));
     args.meanwhile();
-    AttentionBackward block_args{.dy = args.dy,
-                                 .q = shape_.q(args.qkv),
-                                 .k = shape_.k(args.qkv),
-                                 .v = shape_.v(args.qkv),
-                                 .doc_begin = rows.local_doc_begin,
-                                 .y = args.y,
-                                 .lse = static_cast<const Tape&>(saved).lse,
-                                 .dq = shape_.q(args.dqkv),
-                                 .dk = shape_.k(args.dqkv),
-                                 .dv = shape_.v(args.dqkv),
-                                 .window = shape_.window};
+    AttentionBackward block_args =
+        backward_args(shape_, args, rows.local_doc_begin, static_cast<const LseTape&>(saved).lse);
     attention_backward(ctx, block_args);
     block_args.add_to_dq = true;
     for (int step = 1; step <= gradients.steps(); ++step) {
@@ -241,9 +230,6 @@ class AttentionByKeys final : public AttentionScores {
   }
 
  private:
-  struct Tape : Saved {
-    TensorView lse;  // (B, T, Hq)
-  };
   TensorView keys_of(const TensorView& kv) const { return kv.columns(0, {shape_.Hkv, shape_.hd}); }
   TensorView values_of(const TensorView& kv) const {
     return kv.columns(shape_.Hkv * shape_.hd, {shape_.Hkv, shape_.hd});
