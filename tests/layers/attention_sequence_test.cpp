@@ -11,8 +11,7 @@
 #include "parallel/planned_communicator.h"
 #include "tests/parallel/delayed_communicator.h"
 #include "tests/support/errors.h"
-#include "tests/support/layer_check.h"
-#include "tests/support/layouts.h"
+#include "tests/support/sharded_layer.h"
 
 namespace sluice::test {
 namespace {
@@ -227,12 +226,7 @@ std::vector<LayerCase> layer_cases() {
 
 constexpr int64_t kWidth = 6;
 
-struct LayerResult {
-  Tensor y, dx;
-  std::vector<Tensor> gradients;  // of the parameters
-};
-
-MakeLayer maker(const LayerCase& c, Communicator& group) {
+MakeLayer maker(const LayerCase& c) {
   return [&](const LayerBuild& build) -> std::unique_ptr<Layer> {
     AttentionConfig config;
     config.heads = c.heads;
@@ -241,42 +235,14 @@ MakeLayer maker(const LayerCase& c, Communicator& group) {
     config.window = c.window;
     config.bias = c.bias;
     config.rope.fraction = c.rope;
-    LayerBuild here = build;
-    here.groups.sequence = &group;
-    auto layer = std::make_unique<Attention>(here, config);
+    auto layer = std::make_unique<Attention>(build, config);
     if (!c.recompute) return layer;
     return std::make_unique<RecomputeLayer>(std::move(layer));
   };
 }
 
 LayerResult run_layer(const LayerCase& c, int ranks, DType dtype) {
-  const Dims dims{c.B, c.S, kWidth};
-  const TestRows rows(c.B, c.S, c.starts);
-  const Tensor x = normal(dims, dtype, 1), dy = normal(dims, dtype, 2);
-  LayerResult result{Tensor(dims, dtype), Tensor(dims, dtype), {}};
-  run_layout({.cp = ranks}, [&](const Mesh& mesh) {
-    Communicator& group = mesh.axis(Axis::cp);
-    LayerHarness h(maker(c, group), kWidth, dtype, kArena);
-    const ShardRows shard(rows, mesh);
-    const Tensor my_x = shard.cut(x), my_dy = shard.cut(dy);
-    Tensor y(my_x.dims(), dtype), dx(my_x.dims(), dtype);
-    const auto saved = h.layer->forward(h.ctx, shard, {.x = my_x, .y = y});
-    h.layer->backward(h.ctx, shard, {.dy = my_dy, .dx = dx}, *saved);
-    EXPECT_EQ(h.ctx.scratch().used(), 0u);
-    shard.paste(y, result.y);
-    shard.paste(dx, result.dx);
-    for (int32_t i = 0; i < int32_t(h.store.parameters().size()); ++i) {
-      Tensor sum = sum_over(group, h.parameter(i, true));
-      if (group.rank() == 0) result.gradients.push_back(std::move(sum));
-    }
-  });
-  return result;
-}
-
-double norm_of(const Tensor& tensor) {
-  double sum = 0;
-  for (int64_t i = 0; i < tensor.numel(); ++i) sum += tensor.get(i) * tensor.get(i);
-  return std::sqrt(sum);
+  return run_sharded(maker(c), TestRows(c.B, c.S, c.starts), even_cuts(c.S, ranks), kWidth, dtype);
 }
 
 class AttentionLayerOverRanks : public testing::TestWithParam<LayerCase> {};
@@ -291,18 +257,7 @@ TEST_P(AttentionLayerOverRanks, EqualsOneRank) {
     const LayerResult parts = run_layer(GetParam(), GetParam().ranks, dtype);
     EXPECT_LE(relative_error(parts.y, whole.y), bound_of(dtype));
     EXPECT_LE(relative_error(parts.dx, whole.dx), bound_of(dtype));
-    ASSERT_EQ(parts.gradients.size(), whole.gradients.size());
-    double all = 0;
-    for (const Tensor& gradient : whole.gradients) all = std::hypot(all, norm_of(gradient));
-    for (size_t i = 0; i < whole.gradients.size(); ++i) {
-      const Tensor &part = parts.gradients[i], &expected = whole.gradients[i];
-      Tensor difference = expected.clone();
-      for (int64_t e = 0; e < part.numel(); ++e) {
-        difference.set(e, part.get(e) - expected.get(e));
-      }
-      EXPECT_LE(norm_of(difference) / std::max(norm_of(expected), 1e-6 * all), bound_of(dtype))
-          << "parameter " << i;
-    }
+    expect_equal(parts.gradients, whole.gradients, bound_of(dtype));
   }
 }
 
@@ -324,8 +279,8 @@ TEST_P(AttentionLayerOverRanks, PlansWhatItUses) {
     unknown.doc_begin.data = unknown.local_doc_begin.data = unknown.positions.data = nullptr;
     const Tensor my_x = shard.cut(x), my_dy = shard.cut(dy);
     Tensor y(my_x.dims(), DType::f32), dx(my_x.dims(), DType::f32);
-    LayerHarness real(maker(c, group), kWidth, DType::f32, kArena);
-    LayerHarness plan(maker(c, *planned), kWidth, DType::f32, kArena);
+    LayerHarness real = sharded_harness(maker(c), group, kWidth, DType::f32);
+    LayerHarness plan = sharded_harness(maker(c), *planned, kWidth, DType::f32);
     const auto pass = [&](const LayerHarness& h, const Context& ctx, const Rows& r) {
       const auto tape = h.layer->forward(ctx, r, {.x = my_x, .y = y});
       h.layer->backward(ctx, r, {.dy = my_dy, .dx = dx}, *tape);

@@ -5,25 +5,21 @@
 #include "layers/mixers/mamba.h"
 #include "layers/mixers/mamba2.h"
 #include "parallel/planned_communicator.h"
-#include "tests/support/layer_check.h"
-#include "tests/support/layouts.h"
+#include "tests/support/sharded_layer.h"
 
 namespace sluice::test {
 namespace {
 
 constexpr int64_t D = 6;
 
-// Makes the layer with its sequence group.
-using MakeSharded = std::function<std::unique_ptr<Layer>(LayerBuild)>;
-
 template <class Mixer>
-MakeSharded sharded(const typename Mixer::Config& config) {
+MakeLayer sharded(const typename Mixer::Config& config) {
   return [config](const LayerBuild& build) { return std::make_unique<Mixer>(build, config); };
 }
 
 struct Kind {
   const char* name = "";
-  MakeSharded make = {};
+  MakeLayer make = {};
 };
 
 std::vector<Kind> kinds() {
@@ -78,65 +74,6 @@ std::vector<Cut> cut_cases() {
   };
 }
 
-struct Result {
-  Tensor y, dx;
-  std::vector<Tensor> gradients;  // by parameter, summed over the ranks
-};
-
-LayerHarness harness(const MakeSharded& make, Communicator& group, DType dtype) {
-  return LayerHarness(
-      [&](LayerBuild build) {
-        build.groups.sequence = &group;
-        return make(build);
-      },
-      D, dtype, size_t{1} << 20);
-}
-
-Result run(const MakeSharded& make, const TestRows& batch, const std::vector<int64_t>& cuts,
-           DType dtype) {
-  const Rows& whole = batch;
-  const Dims dims{whole.rows, whole.row_tokens, D};
-  const Tensor x = normal(dims, dtype, 1), dy = normal(dims, dtype, 2);
-  Result result{Tensor(dims, dtype), Tensor(dims, dtype), {}};
-  run_ranks(int(cuts.size()) - 1, [&](Communicator& group) {
-    const ShardRows shard(whole, {0, whole.rows}, cuts, group.rank());
-    LayerHarness h = harness(make, group, dtype);
-    const Tensor my_x = shard.cut(x), my_dy = shard.cut(dy);
-    Tensor y(my_x.dims(), dtype), dx(my_x.dims(), dtype);
-    const auto saved = h.layer->forward(h.ctx, shard, {.x = my_x, .y = y});
-    h.layer->backward(h.ctx, shard, {.dy = my_dy, .dx = dx}, *saved);
-    EXPECT_EQ(h.ctx.scratch().used(), 0u);
-    shard.paste(y, result.y);
-    shard.paste(dx, result.dx);
-    for (int32_t i = 0; i < int32_t(h.store.parameters().size()); ++i) {
-      Tensor sum = sum_over(group, h.parameter(i, true));
-      if (group.rank() == 0) result.gradients.push_back(std::move(sum));
-    }
-  });
-  return result;
-}
-
-double norm_of(const Tensor& tensor) {
-  double sum = 0;
-  for (int64_t i = 0; i < tensor.numel(); ++i) sum += tensor.get(i) * tensor.get(i);
-  return std::sqrt(sum);
-}
-
-// The largest |a - b| / max(|b|, 1e-6 |all gradients|) of the parameters.
-double gradient_error(const std::vector<Tensor>& a, const std::vector<Tensor>& b) {
-  double all = 0, largest = 0;
-  for (const Tensor& gradient : b) all = std::hypot(all, norm_of(gradient));
-  for (size_t i = 0; i < b.size(); ++i) {
-    Tensor difference = a[i].clone();
-    for (int64_t e = 0; e < difference.numel(); ++e) {
-      difference.set(e, a[i].get(e) - b[i].get(e));
-    }
-    const double error = norm_of(difference) / std::max(norm_of(b[i]), 1e-6 * all);
-    largest = error <= largest ? largest : error;  // NaN is largest
-  }
-  return largest;
-}
-
 class Sharded : public testing::TestWithParam<std::tuple<Kind, Cut>> {};
 INSTANTIATE_TEST_SUITE_P(
     Layers, Sharded, testing::Combine(testing::ValuesIn(kinds()), testing::ValuesIn(cut_cases())),
@@ -150,14 +87,14 @@ TEST_P(Sharded, EqualsOneRank) {
   const TestRows batch(2, tokens, cut.starts);
   for (const DType dtype : {DType::f64, DType::f32}) {
     const double bound = dtype == DType::f64 ? 1e-10 : 2e-5;
-    const Result whole = run(kind.make, batch, {0, tokens}, dtype);
-    const Result parts = run(kind.make, batch, cut.cuts, dtype);
+    const LayerResult whole = run_sharded(kind.make, batch, {0, tokens}, D, dtype);
+    const LayerResult parts = run_sharded(kind.make, batch, cut.cuts, D, dtype);
     EXPECT_LE(relative_error(parts.y, whole.y), bound);
     EXPECT_LE(relative_error(parts.dx, whole.dx), bound);
-    EXPECT_LE(gradient_error(parts.gradients, whole.gradients), bound);
-    const Result again = run(kind.make, batch, cut.cuts, dtype);
+    expect_equal(parts.gradients, whole.gradients, bound);
+    const LayerResult again = run_sharded(kind.make, batch, cut.cuts, D, dtype);
     EXPECT_TRUE(bit_equal(again.y, parts.y) && bit_equal(again.dx, parts.dx));
-    EXPECT_EQ(gradient_error(again.gradients, parts.gradients), 0);
+    expect_equal(again.gradients, parts.gradients, 0);
   }
 }
 
@@ -174,7 +111,7 @@ Bytes contributed(const Communicator& group, const Bytes& before = {}) {
 }
 
 // `forward` and `backward` are the state's bytes of a row, `halo` the halo's.
-void expect_bytes(const MakeSharded& make, int64_t forward, int64_t backward, int64_t halo) {
+void expect_bytes(const MakeLayer& make, int64_t forward, int64_t backward, int64_t halo) {
   constexpr int64_t B = 2;
   const TestRows batch(B, 40, {{13}, {}});
   for (const int ranks : {2, 4}) {
@@ -184,7 +121,7 @@ void expect_bytes(const MakeSharded& make, int64_t forward, int64_t backward, in
       const Dims dims{B, 40 / ranks, D};
       const Tensor x = normal(dims, DType::f32, 1);
       Tensor y(dims, DType::f32), dx(dims, DType::f32);
-      LayerHarness h = harness(make, group, DType::f32);
+      LayerHarness h = sharded_harness(make, group, D, DType::f32);
       const auto saved = h.layer->forward(h.ctx, shard, {.x = x, .y = y});
       const Bytes there = contributed(group);
       EXPECT_EQ(there.state, B * forward);
@@ -224,10 +161,10 @@ TEST(SequenceTraffic, IsPlannedExactly) {
         const auto saved = h.layer->forward(ctx, shard, {.x = x, .y = y});
         h.layer->backward(ctx, shard, {.dy = x, .dx = dx}, *saved);
       };
-      LayerHarness real = harness(kind.make, group, DType::f32);
+      LayerHarness real = sharded_harness(kind.make, group, D, DType::f32);
       pass(real, real.ctx);
       const auto planned_group = make_planned_communicator(3, group.rank());
-      LayerHarness planned = harness(kind.make, *planned_group, DType::f32);
+      LayerHarness planned = sharded_harness(kind.make, *planned_group, D, DType::f32);
       Arena saved = Arena::counting("saved", kCpu), scratch = Arena::counting("scratch", kCpu);
       pass(planned,
            {.device = kCpu, .stream = {}, .saved = &saved, .scratch = &scratch, .rng = {}});
