@@ -1,8 +1,10 @@
-// A communicator that calls `before` on its own thread before every verb of another one, and
-// `after` when the verb is done: to hold verbs back, and to see when they run.
+// Communicators that hold the verbs of another one back, to see what is done meanwhile.
 #pragma once
 
+#include <atomic>
+#include <chrono>
 #include <functional>
+#include <thread>
 #include <vector>
 
 #include "parallel/communicator.h"
@@ -10,6 +12,7 @@
 
 namespace sluice::test {
 
+// Calls `before` on its own thread before every verb, and `after` when the verb is done.
 class DelayedCommunicator final : public Communicator {
  public:
   using Hook = std::function<void(Verb)>;
@@ -79,6 +82,37 @@ class DelayedCommunicator final : public Communicator {
   Hook before_;
   Hook after_;
   Worker worker_;
+};
+
+// A communicator whose verb number `verb`, from 0, begins when `may_begin(verb)` says so: when the
+// work is done that the verb should hide. Where that work waits for the verb instead, nobody would
+// ever go on; so after ten seconds the verb begins all the same, and counts as late.
+class HeldVerbs {
+ public:
+  HeldVerbs(Communicator& inner, std::function<bool(int verb)> may_begin)
+      : may_begin_(std::move(may_begin)),
+        communicator_(
+            inner, [this](Verb) { hold(); }, [this](Verb) { ++done_; }) {}
+
+  operator Communicator&() { return communicator_; }
+  int done() const { return done_; }
+  int late() const { return late_; }
+
+ private:
+  void hold() {
+    const auto limit = std::chrono::steady_clock::now() + std::chrono::seconds(10);
+    while (!may_begin_(done_)) {
+      if (std::chrono::steady_clock::now() > limit) {
+        ++late_;
+        return;
+      }
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+  }
+
+  std::function<bool(int)> may_begin_;
+  std::atomic<int> done_ = 0, late_ = 0;
+  DelayedCommunicator communicator_;
 };
 
 }  // namespace sluice::test

@@ -4,8 +4,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <chrono>
-#include <thread>
 
 #include "tests/parallel/delayed_communicator.h"
 #include "tests/support/batch.h"
@@ -147,52 +145,37 @@ TEST_P(KvRings, OwnersAddGradientsInTheOrderOfTheRanks) {
   }
 }
 
-// Holds a rank's verb number `index` back until `released`, for at most ten seconds.
-DelayedCommunicator::Hook hold_back(int index, const std::atomic<bool>& released,
-                                    std::atomic<bool>& was_released) {
-  return [=, &released, &was_released, verbs = 0](Verb) mutable {
-    if (++verbs != index) return;
-    for (int wait = 0; wait < 2000 && !released; ++wait) {
-      std::this_thread::sleep_for(std::chrono::milliseconds(5));
-    }
-    was_released = released.load();
-  };
-}
-
 // The second block does not arrive before the first one was worked on: so it was not waited for.
 TEST(KvRing, TheNextBlockTravelsMeanwhile) {
-  std::atomic<bool> worked = false, unneeded = true, held_back = false, other = false;
   run_layout({.cp = 3}, [&](const Mesh& mesh) {
     const TestRows rows(1, 6);
     const ShardRows shard(rows, mesh);
     const bool last = mesh.at().cp == 2;
-    DelayedCommunicator group(mesh.axis(Axis::cp),
-                              hold_back(2, last ? worked : unneeded, last ? held_back : other),
-                              [](Verb) {});
+    std::atomic<bool> worked = !last;
+    HeldVerbs group(mesh.axis(Axis::cp), [&](int verb) { return verb != 1 || worked; });
     TestContext ctx;
     const Tensor kv = normal({1, 2, kColumns}, DType::f32, 1);
     KvRing ring(ctx, group, shard, 0, kv);
     int blocks = 0;
     while (ring.next()) {
       ++blocks;
-      if (last) worked = true;
+      worked = true;
     }
     ring.finish();
     EXPECT_EQ(blocks, mesh.at().cp);
+    EXPECT_TRUE(group.done() == 2 || !last);
+    EXPECT_EQ(group.late(), 0);
   });
-  EXPECT_TRUE(held_back);
 }
 
 // The last rank works on its second block before the gradients of its first have left.
 TEST(KvReturn, GradientsTravelMeanwhile) {
-  std::atomic<bool> worked = false, unneeded = true, held_back = false, other = false;
   run_layout({.cp = 3}, [&](const Mesh& mesh) {
     const TestRows rows(1, 6);
     const ShardRows shard(rows, mesh);
     const bool last = mesh.at().cp == 2;
-    DelayedCommunicator group(mesh.axis(Axis::cp),
-                              hold_back(1, last ? worked : unneeded, last ? held_back : other),
-                              [](Verb) {});
+    std::atomic<bool> worked = !last;
+    HeldVerbs group(mesh.axis(Axis::cp), [&](int verb) { return verb != 0 || worked; });
     TestContext ctx;
     const Tensor own = normal({1, 2, kColumns}, DType::f32, 1);
     const Tensor before = own.clone();
@@ -202,15 +185,16 @@ TEST(KvReturn, GradientsTravelMeanwhile) {
         const TensorView room = gradients.room(step);
         std::fill_n(room.as<float>(), room.numel(), 1.0f);
       }
-      if (last && step == 2) worked = true;
+      if (step == 2) worked = true;
       gradients.give(step);
     }
     gradients.finish();
     for (int64_t i = 0; i < own.numel(); ++i) {
       EXPECT_NEAR(own.get(i), before.get(i) + (2 - mesh.at().cp), 1e-6);
     }
+    EXPECT_TRUE(group.done() == 2 || !last);
+    EXPECT_EQ(group.late(), 0);
   });
-  EXPECT_TRUE(held_back);
 }
 
 TEST(KvRing, RefusesRowsOfAnotherLayout) {
