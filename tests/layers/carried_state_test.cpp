@@ -251,17 +251,7 @@ void check_carried_gradients(const MakeCarrying& make, int64_t S,
     return weighted_sum({&y}, {&dy});
   };
   check_gradients(loss, {{"x", &x, &dx}}, kGradientCheck, 60);
-  for (int32_t i = 0; i < int32_t(h.store.parameters().size()); ++i) {
-    Tensor value = h.parameter(i, false);
-    const Tensor gradient = h.parameter(i, true);
-    const auto loss_of_value = [&] {
-      h.set_parameter(i, value);
-      return loss();
-    };
-    check_gradients(loss_of_value, {{h.store.parameters()[i].name, &value, &gradient}},
-                    kGradientCheck, 20);
-    h.set_parameter(i, value);
-  }
+  check_parameter_gradients(h, loss, 20);
 }
 
 TEST(CarriedStateGradients, MatchCentralDifferences) {

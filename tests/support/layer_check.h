@@ -58,6 +58,23 @@ struct LayerHarness {
   Tensor gradients;
 };
 
+// Every parameter's gradient against central differences of `loss`, in double.
+inline void check_parameter_gradients(LayerHarness& h, const std::function<double()>& loss,
+                                      int64_t max_elements) {
+  for (int32_t i = 0; i < int32_t(h.store.parameters().size()); ++i) {
+    if (h.store.parameters()[i].flags.frozen) continue;
+    Tensor value = h.parameter(i, false);
+    const Tensor gradient = h.parameter(i, true);
+    const auto loss_of_value = [&] {
+      h.set_parameter(i, value);
+      return loss();
+    };
+    check_gradients(loss_of_value, {{h.store.parameters()[i].name, &value, &gradient}},
+                    kGradientCheck, max_elements);
+    h.set_parameter(i, value);
+  }
+}
+
 // Input and every parameter against central differences, in double; auxiliary losses included.
 inline void check_layer_gradients(const MakeLayer& make, const TestRows& rows, int64_t d_model) {
   const Rows& r = rows;
@@ -80,18 +97,7 @@ inline void check_layer_gradients(const MakeLayer& make, const TestRows& rows, i
     return weighted_sum({&y}, {&dy}) + statistics.auxiliary_loss();
   };
   check_gradients(loss, {{"x", &x, &dx}}, kGradientCheck, 120);
-  for (int32_t i = 0; i < int32_t(h.store.parameters().size()); ++i) {
-    if (h.store.parameters()[i].flags.frozen) continue;
-    Tensor value = h.parameter(i, false);
-    const Tensor gradient = h.parameter(i, true);
-    const auto loss_of_value = [&] {
-      h.set_parameter(i, value);
-      return loss();
-    };
-    check_gradients(loss_of_value, {{h.store.parameters()[i].name, &value, &gradient}},
-                    kGradientCheck, 60);
-    h.set_parameter(i, value);
-  }
+  check_parameter_gradients(h, loss, 60);
 }
 
 // Gradients accumulate: a second backward doubles them. And reruns are bit-equal.
