@@ -3,45 +3,20 @@
 #include <gtest/gtest.h>
 
 #include "kernels/core/threads.h"
-#include "kernels/selective_scan/selective_scan.h"
 #include "kernels/selective_scan/selective_scan_cpu.h"
+#include "tests/kernels/selective_scan_inputs.h"
 #include "tests/support/gradcheck.h"
 
 namespace sluice::test {
 namespace {
 
-struct FoldShape {
-  int64_t B, T, E, N;
-  std::vector<std::vector<int64_t>> starts;
-  bool gate = true;
-};
-std::ostream& operator<<(std::ostream& out, const FoldShape& s) {
-  return out << "B" << s.B << " T" << s.T << " E" << s.E << " N" << s.N << (s.gate ? " gate" : "");
-}
-
-// The first document of every row began before it, so a state comes in.
-struct Case {
-  Case(const FoldShape& s, DType dtype, int64_t padding)
-      : shape(s),
-        u({s.B, s.T, s.E}, dtype, padding),
-        delta({s.B, s.T, s.E}, dtype, padding),
-        z({s.B, s.T, s.E}, dtype, padding),
-        dy({s.B, s.T, s.E}, dtype, padding),
-        B({s.B, s.T, s.N}, dtype, padding),
-        C({s.B, s.T, s.N}, dtype, padding),
-        dt_bias({s.E}, dtype),
-        A_log({s.E, s.N}, dtype),
-        D(zeros({s.E}, dtype)),
-        docs(documents(s.B, s.T, s.starts, -3)),
+struct Case : ScanInputs {
+  Case(const ScanShape& s, DType dtype, int64_t padding)
+      : ScanInputs(s, dtype, padding),
         state({s.B, s.E, s.N}, dtype),
         dt_sum({s.B, s.E}, dtype),
         decay({1, s.B * s.E * s.N}, dtype),
-        dinitial({s.B, s.E, s.N}, dtype) {
-    u.fill_normal(1), delta.fill_normal(2), z.fill_normal(3), dy.fill_normal(4);
-    B.fill_normal(5), C.fill_normal(6), dt_bias.fill_normal(7, 0.5, -3);
-    A_log.fill_normal(8, 0.5, 0.2);
-  }
-  ConstTensorView gate() const { return shape.gate ? ConstTensorView(z) : ConstTensorView(); }
+        dinitial({s.B, s.E, s.N}, dtype) {}
   SelectiveScanFold fold_args() const {
     return {.u = u,
             .delta = delta,
@@ -72,8 +47,8 @@ struct Case {
                                .decay = decay});
     selective_scan_reverse_fold(ctx, reverse_args());
   }
-  // The final state of the forward over these tokens, and its output.
-  std::pair<Tensor, Tensor> forward(const Tensor& initial) {
+  // The output of the forward over these tokens, and its final state.
+  std::pair<Tensor, Tensor> forward() {
     Tensor y(u.dims(), u.dtype()), final(initial.dims(), u.dtype());
     selective_scan_forward(ctx, {.u = u,
                                  .delta = delta,
@@ -87,19 +62,18 @@ struct Case {
                                  .initial_state = initial,
                                  .y = y,
                                  .final_state = final});
-    return {std::move(final), std::move(y)};
+    return {std::move(y), std::move(final)};
   }
 
-  FoldShape shape;
-  TestContext ctx;
-  Tensor u, delta, z, dy, B, C, dt_bias, A_log, D, docs, state, dt_sum, decay, dinitial;
+  Tensor state, dt_sum, decay, dinitial;
 };
 
 // Steps of dt = 1 and A = -1, so a = 1/e.
 TEST(SelectiveScanFold, HandComputed) {
   for (const bool reset : {false, true}) {
-    Case c({.B = 1, .T = 2, .E = 1, .N = 1, .starts = {{reset ? 1 : 5}}, .gate = false}, DType::f64,
-           0);
+    const ScanShape shape{
+        .B = 1, .T = 2, .E = 1, .N = 1, .starts = {{reset ? 1 : 5}}, .first = -3, .gate = false};
+    Case c(shape, DType::f64, 0);
     c.u.fill({2, 3}), c.B.fill({1, -1}), c.C.fill({5, 7}), c.dy.fill({1, 2});
     c.delta.fill(std::log(std::exp(1.0) - 1)), c.dt_bias.fill(0), c.A_log.fill(0);
     c.fold();
@@ -112,31 +86,28 @@ TEST(SelectiveScanFold, HandComputed) {
   }
 }
 
-class FoldShapes : public testing::TestWithParam<FoldShape> {};
+class FoldShapes : public testing::TestWithParam<ScanShape> {};
 
 TEST_P(FoldShapes, TheMapIsTheForward) {
   for (const DType dtype : {DType::f64, DType::f32}) {
     Case c(GetParam(), dtype, 3);
     c.fold();
-    const Tensor initial = normal(c.state.dims(), dtype, 9);
-    Tensor mapped(initial.dims(), dtype);
+    Tensor mapped(c.initial.dims(), dtype);
     for (int64_t i = 0; i < mapped.numel(); ++i) {
-      mapped.set(i, c.decay.get(i) * initial.get(i) + c.state.get(i));
+      mapped.set(i, c.decay.get(i) * c.initial.get(i) + c.state.get(i));
     }
-    EXPECT_LE(relative_error(mapped, c.forward(initial).first),
-              tolerance(dtype, c.shape.T * c.shape.N));
+    EXPECT_LE(relative_error(mapped, c.forward().second), tolerance(dtype, c.shape.T * c.shape.N));
   }
 }
 
 TEST_P(FoldShapes, TheReverseFoldIsTheGradientOfTheInitialState) {
   Case c(GetParam(), DType::f64, 2);
   c.fold();
-  Tensor initial = normal(c.state.dims(), DType::f64, 9);
   const auto loss = [&] {
-    const Tensor y = c.forward(initial).second;
+    const Tensor y = c.forward().first;
     return weighted_sum({&y}, {&c.dy});
   };
-  check_gradients(loss, {{"initial_state", &initial, &c.dinitial}}, kGradientCheck, 40);
+  check_gradients(loss, {{"initial_state", &c.initial, &c.dinitial}}, kGradientCheck, 40);
 }
 
 TEST_P(FoldShapes, FloatAgreesWithDoubleAndWithTheReference) {
@@ -166,13 +137,16 @@ TEST_P(FoldShapes, BitsDoNotDependOnRunOrThreads) {
   EXPECT_TRUE(bit_equal(first.dinitial, second.dinitial) && bit_equal(first.decay, second.decay));
 }
 
+// The first document of every row began before it, so a state comes in.
 INSTANTIATE_TEST_SUITE_P(
     Shapes, FoldShapes,
-    testing::Values(FoldShape{.B = 1, .T = 1, .E = 1, .N = 1, .starts = {}},
-                    FoldShape{.B = 2, .T = 1, .E = 3, .N = 2, .starts = {{0}, {}}},
-                    FoldShape{.B = 2, .T = 33, .E = 67, .N = 3, .starts = {{}, {0}}, .gate = false},
-                    FoldShape{.B = 3, .T = 70, .E = 5, .N = 7, .starts = {{32, 64}, {69}, {1}}},
-                    FoldShape{.B = 1, .T = 37, .E = 131, .N = 16, .starts = {}}));
+    testing::Values(
+        ScanShape{.B = 1, .T = 1, .E = 1, .N = 1, .starts = {}, .first = -3},
+        ScanShape{.B = 2, .T = 1, .E = 3, .N = 2, .starts = {{0}, {}}, .first = -3},
+        ScanShape{
+            .B = 2, .T = 33, .E = 67, .N = 3, .starts = {{}, {0}}, .first = -3, .gate = false},
+        ScanShape{.B = 3, .T = 70, .E = 5, .N = 7, .starts = {{32, 64}, {69}, {1}}, .first = -3},
+        ScanShape{.B = 1, .T = 37, .E = 131, .N = 16, .starts = {}, .first = -3}));
 
 // Spans of three ranks in rows of two documents: resets are where documents start, edges included.
 TEST(SelectiveScanDecay, ResetsWhereADocumentStarts) {
@@ -195,7 +169,7 @@ TEST(SelectiveScanDecay, ResetsWhereADocumentStarts) {
 }
 
 TEST(SelectiveScanFold, RefusesWhatDoesNotFit) {
-  Case c({.B = 1, .T = 5, .E = 2, .N = 3, .starts = {}}, DType::f32, 0);
+  Case c({.B = 1, .T = 5, .E = 2, .N = 3, .starts = {}, .first = -3}, DType::f32, 0);
   SelectiveScanFold fold = c.fold_args();
   fold.dt_sum = c.state;
   EXPECT_THROW(selective_scan_fold(c.ctx, fold), Error);

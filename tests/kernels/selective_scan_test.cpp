@@ -6,40 +6,19 @@
 #include "kernels/core/threads.h"
 #include "kernels/elementwise/elementwise.h"
 #include "kernels/selective_scan/selective_scan_cpu.h"
+#include "tests/kernels/selective_scan_inputs.h"
 #include "tests/support/gradcheck.h"
 
 namespace sluice::test {
 namespace {
 
-struct ScanShape {
-  int64_t B, T, E, N;
-  std::vector<std::vector<int64_t>> starts;
-  int64_t first = 0;  // doc_begin of each row's first document; negative: a state comes in
-  bool gate = true;
-};
-std::ostream& operator<<(std::ostream& out, const ScanShape& s) {
-  return out << "B" << s.B << " T" << s.T << " E" << s.E << " N" << s.N << " first " << s.first
-             << (s.gate ? " gate" : "");
-}
-
-struct Case {
+struct Case : ScanInputs {
   Case(const ScanShape& s, DType dtype, int64_t padding)
-      : shape(s),
-        u({s.B, s.T, s.E}, dtype, padding),
-        delta({s.B, s.T, s.E}, dtype, padding),
-        z({s.B, s.T, s.E}, dtype, padding),
-        B({s.B, s.T, s.N}, dtype, padding),
-        C({s.B, s.T, s.N}, dtype, padding),
-        dt_bias({s.E}, dtype),
-        A_log({s.E, s.N}, dtype),
-        D({s.E}, dtype),
-        docs(documents(s.B, s.T, s.starts, s.first)),
-        initial({s.B, s.E, s.N}, dtype),
+      : ScanInputs(s, dtype, padding),
         y({s.B, s.T, s.E}, dtype, padding),
         spans({s.B, scan_spans(s.T), s.E, s.N}, dtype),
         final({s.B, s.E, s.N}, dtype),
-        dy({s.B, s.T, s.E}, dtype, padding),
-        dfinal({s.B, s.E, s.N}, dtype),
+        dfinal(normal({s.B, s.E, s.N}, dtype, 11)),
         du({s.B, s.T, s.E}, dtype, padding),
         ddelta({s.B, s.T, s.E}, dtype, padding),
         dz({s.B, s.T, s.E}, dtype, padding),
@@ -49,14 +28,7 @@ struct Case {
         ddt_bias(zeros({s.E}, dtype)),
         dA_log(zeros({s.E, s.N}, dtype)),
         dD(zeros({s.E}, dtype)),
-        dinitial({s.B, s.E, s.N}, dtype) {
-    u.fill_normal(1), delta.fill_normal(2), z.fill_normal(3), B.fill_normal(4), C.fill_normal(5);
-    // Steps around 0.05 and decays near 1, so that gradients travel across spans.
-    dt_bias.fill_normal(6, 0.5, -3);
-    A_log.fill_normal(7, 0.5, 0.2);
-    D.fill_normal(8), initial.fill_normal(9), dy.fill_normal(10), dfinal.fill_normal(11);
-  }
-  ConstTensorView gate() const { return shape.gate ? ConstTensorView(z) : ConstTensorView(); }
+        dinitial({s.B, s.E, s.N}, dtype) {}
   SelectiveScanForward forward_args() const {
     return {.u = u,
             .delta = delta,
@@ -116,10 +88,7 @@ struct Case {
     return all;
   }
 
-  ScanShape shape;
-  TestContext ctx;
-  Tensor u, delta, z, B, C, dt_bias, A_log, D, docs, initial, y, spans, final;
-  Tensor dy, dfinal, du, ddelta, dz, dB, dC, y_again, ddt_bias, dA_log, dD, dinitial;
+  Tensor y, spans, final, dfinal, du, ddelta, dz, dB, dC, y_again, ddt_bias, dA_log, dD, dinitial;
 };
 
 // A step of dt = 1 and A = -1, so a = 1/e.
