@@ -55,41 +55,41 @@ using Backward = GatedNormBackwardGroup<float>;
   for (int64_t i = 0; i < g.width; ++i) y[i] = weight[i] * (x[i] * rstd) * fast_silu(z[i]);
 }
 
-// Of the group's squares, and of the weighted gradient with what they are of.
-struct Sums {
-  double squares = 0;
-  double dot = 0;
-};
-
 // rstd, and what the second pass takes n by: mean(g n).
 struct Scales {
   float rstd = 0;
   float mean = 0;
 };
-[[gnu::always_inline]] inline Scales scales_of(const Sums& sums, const Backward& g) {
-  const double rstd = inverse_root(sums.squares, g.width, g.eps);
-  return {.rstd = float(rstd), .mean = float(sums.dot * rstd / double(g.width))};
+
+// The first pass of a backward. dz holds sigmoid(z) from here to the second pass.
+template <GateOrder kGate>
+[[gnu::always_inline]] inline Scales backward_scales(const Backward& g) {
+  const float *const dy = g.dy, *const x = g.x, *const z = g.z, *const weight = g.weight;
+  float* const dz = g.dz;
+  constexpr bool kGateFirst = kGate == GateOrder::before;
+  double squares = 0, dot = 0;
+  for (int64_t begin = 0; begin < g.width; begin += kSumBlock) {
+    const int64_t end = std::min(g.width, begin + kSumBlock);
+    float block_squares = 0, block_dot = 0;
+#pragma omp simd reduction(+ : block_squares, block_dot)
+    for (int64_t i = begin; i < end; ++i) {
+      const float sigmoid = fast_sigmoid(z[i]), silu = z[i] * sigmoid;
+      const float normed = kGateFirst ? x[i] * silu : x[i];
+      const float gradient = kGateFirst ? weight[i] * dy[i] : weight[i] * dy[i] * silu;
+      dz[i] = sigmoid;
+      block_squares += normed * normed;
+      block_dot += gradient * normed;
+    }
+    squares += block_squares, dot += block_dot;
+  }
+  const double rstd = inverse_root(squares, g.width, g.eps);
+  return {.rstd = float(rstd), .mean = float(dot * rstd / double(g.width))};
 }
 
-// dz holds sigmoid(z) between the two passes.
 [[gnu::always_inline]] inline void gate_then_norm_backward(const Backward& g) {
   const float *const dy = g.dy, *const x = g.x, *const z = g.z, *const weight = g.weight;
   float *const dx = g.dx, *const dz = g.dz, *const dweight = g.dweight;
-  Sums sums;
-  for (int64_t begin = 0; begin < g.width; begin += kSumBlock) {
-    const int64_t end = std::min(g.width, begin + kSumBlock);
-    float squares = 0, dot = 0;
-#pragma omp simd reduction(+ : squares, dot)
-    for (int64_t i = begin; i < end; ++i) {
-      const float sigmoid = fast_sigmoid(z[i]);
-      const float h = x[i] * (z[i] * sigmoid);
-      dz[i] = sigmoid;
-      squares += h * h;
-      dot += weight[i] * dy[i] * h;
-    }
-    sums.squares += squares, sums.dot += dot;
-  }
-  const Scales scales = scales_of(sums, g);
+  const Scales scales = backward_scales<GateOrder::before>(g);
 #pragma omp simd
   for (int64_t i = 0; i < g.width; ++i) {
     const float sigmoid = dz[i], silu = z[i] * sigmoid;
@@ -104,20 +104,7 @@ struct Scales {
 [[gnu::always_inline]] inline void norm_then_gate_backward(const Backward& g) {
   const float *const dy = g.dy, *const x = g.x, *const z = g.z, *const weight = g.weight;
   float *const dx = g.dx, *const dz = g.dz, *const dweight = g.dweight;
-  Sums sums;
-  for (int64_t begin = 0; begin < g.width; begin += kSumBlock) {
-    const int64_t end = std::min(g.width, begin + kSumBlock);
-    float squares = 0, dot = 0;
-#pragma omp simd reduction(+ : squares, dot)
-    for (int64_t i = begin; i < end; ++i) {
-      const float sigmoid = fast_sigmoid(z[i]);
-      dz[i] = sigmoid;
-      squares += x[i] * x[i];
-      dot += weight[i] * dy[i] * (z[i] * sigmoid) * x[i];
-    }
-    sums.squares += squares, sums.dot += dot;
-  }
-  const Scales scales = scales_of(sums, g);
+  const Scales scales = backward_scales<GateOrder::after>(g);
 #pragma omp simd
   for (int64_t i = 0; i < g.width; ++i) {
     const float sigmoid = dz[i], silu = z[i] * sigmoid;
