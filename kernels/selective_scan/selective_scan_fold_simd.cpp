@@ -1,5 +1,4 @@
 // Float folds of the selective scan, token by token with the channels of a block on the SIMD lanes.
-#include <memory>
 
 #include "kernels/selective_scan/selective_scan_lanes.h"
 
@@ -98,27 +97,15 @@ void reverse_fold_block(const SelectiveScanReverseFold& args, int64_t b, int64_t
 }  // namespace
 
 void selective_scan_fold_simd(const SelectiveScanFold& args) {
-  const int64_t B = args.u.dim(0), blocks = scan_blocks(args.u.dim(2));
-#pragma omp parallel
-  {
-    const auto tile = std::make_unique<Tile>();
-#pragma omp for schedule(static) collapse(2)
-    for (int64_t b = 0; b < B; ++b) {
-      for (int64_t block = 0; block < blocks; ++block) fold_block(args, b, block, *tile);
-    }
-  }
+  for_each_block<Tile>(args.u.dim(0), args.u.dim(2), [&](int64_t b, int64_t block, Tile& tile) {
+    fold_block(args, b, block, tile);
+  });
 }
 
 void selective_scan_reverse_fold_simd(const SelectiveScanReverseFold& args) {
-  const int64_t B = args.dy.dim(0), blocks = scan_blocks(args.dy.dim(2));
-#pragma omp parallel
-  {
-    const auto tile = std::make_unique<Tile>();
-#pragma omp for schedule(static) collapse(2)
-    for (int64_t b = 0; b < B; ++b) {
-      for (int64_t block = 0; block < blocks; ++block) reverse_fold_block(args, b, block, *tile);
-    }
-  }
+  for_each_block<Tile>(args.dy.dim(0), args.dy.dim(2), [&](int64_t b, int64_t block, Tile& tile) {
+    reverse_fold_block(args, b, block, tile);
+  });
 }
 
 }  // namespace sluice::cpu

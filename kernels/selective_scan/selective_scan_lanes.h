@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <memory>
 #include <vector>
 
 #include "kernels/core/fast_math.h"
@@ -62,6 +63,20 @@ inline void clear(std::vector<Lanes>& lanes) { std::fill(lanes.begin(), lanes.en
   for (Lanes& lanes : A2) {
 #pragma omp simd
     for (int64_t l = 0; l < L; ++l) lanes.at[l] = -fast_exp(lanes.at[l]) * detail::kLog2E;
+  }
+}
+
+// body(b, block, tile) for every block of channels of every row; a thread has one Tile.
+template <class Tile, class Body>
+void for_each_block(int64_t batch, int64_t channels, const Body& body) {
+  const int64_t blocks = scan_blocks(channels);
+#pragma omp parallel
+  {
+    const auto tile = std::make_unique<Tile>();
+#pragma omp for schedule(static) collapse(2)
+    for (int64_t b = 0; b < batch; ++b) {
+      for (int64_t block = 0; block < blocks; ++block) body(b, block, *tile);
+    }
   }
 }
 

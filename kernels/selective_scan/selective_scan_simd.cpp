@@ -1,6 +1,5 @@
 // Float selective scan with the channels of a block on the SIMD lanes, a span of tokens at a time.
 #include <algorithm>
-#include <memory>
 #include <vector>
 
 #include "kernels/selective_scan/selective_scan_lanes.h"
@@ -292,29 +291,16 @@ void backward_block(const SelectiveScanBackward& args, const ScanPartials& parti
 }  // namespace
 
 void selective_scan_forward_simd(const SelectiveScanForward& args) {
-  const int64_t B = args.u.dim(0), blocks = scan_blocks(args.u.dim(2));
-#pragma omp parallel
-  {
-    const auto tile = std::make_unique<ForwardTile>();
-#pragma omp for schedule(static) collapse(2)
-    for (int64_t b = 0; b < B; ++b) {
-      for (int64_t block = 0; block < blocks; ++block) forward_block(args, b, block, *tile);
-    }
-  }
+  for_each_block<ForwardTile>(
+      args.u.dim(0), args.u.dim(2),
+      [&](int64_t b, int64_t block, ForwardTile& tile) { forward_block(args, b, block, tile); });
 }
 
 void selective_scan_backward_simd(const SelectiveScanBackward& args, const ScanPartials& partials) {
-  const int64_t B = args.u.dim(0), blocks = scan_blocks(args.u.dim(2));
-#pragma omp parallel
-  {
-    const auto tile = std::make_unique<BackwardTile>();
-#pragma omp for schedule(static) collapse(2)
-    for (int64_t b = 0; b < B; ++b) {
-      for (int64_t block = 0; block < blocks; ++block) {
-        backward_block(args, partials, b, block, *tile);
-      }
-    }
-  }
+  for_each_block<BackwardTile>(args.u.dim(0), args.u.dim(2),
+                               [&](int64_t b, int64_t block, BackwardTile& tile) {
+                                 backward_block(args, partials, b, block, tile);
+                               });
 }
 
 }  // namespace sluice::cpu
