@@ -12,41 +12,42 @@
 
 namespace sluice {
 
-struct TrainOptions {
+// Of the commands that read a configuration.
+struct ConfigArguments {
   std::string config;
   std::vector<std::string> overrides;
-  std::string run;              // folder; empty: runs/<name>
-  std::string resume = "auto";  // auto, never, or a path
   void declare(OptionList& o) {
     o.positional("CONFIG", config, "YAML file");
     o.rest("OVERRIDES", overrides, "dotted.key=value, over the file");
+  }
+};
+
+struct TrainOptions : ConfigArguments {
+  std::string run;              // folder; empty: runs/<name>
+  std::string resume = "auto";  // auto, never, or a path
+  void declare(OptionList& o) {
+    ConfigArguments::declare(o);
     o.value("--run", run, "run folder, instead of runs/<name>");
     o.value("--resume", resume, "auto: the newest good checkpoint of the run; never; or a path");
   }
 };
 int run_train(const TrainOptions& options);
 
-struct PlanOptions {
-  std::string config;
-  std::vector<std::string> overrides;
+struct PlanOptions : ConfigArguments {
   int64_t world = 1;
   bool json = false;
   void declare(OptionList& o) {
-    o.positional("CONFIG", config, "YAML file");
-    o.rest("OVERRIDES", overrides, "dotted.key=value, over the file");
+    ConfigArguments::declare(o);
     o.value("--world", world, "ranks", 1);
     o.flag("--json", json, "print JSON");
   }
 };
 int run_plan(const PlanOptions& options);
 
-struct VerifyOptions {
-  std::string config;
-  std::vector<std::string> overrides;
+struct VerifyOptions : ConfigArguments {
   bool json = false;
   void declare(OptionList& o) {
-    o.positional("CONFIG", config, "YAML file");
-    o.rest("OVERRIDES", overrides, "dotted.key=value, over the file");
+    ConfigArguments::declare(o);
     o.flag("--json", json, "print JSON");
   }
 };
@@ -118,13 +119,10 @@ struct ImportOptions {
 };
 int run_import(const ImportOptions& options);
 
-struct ConfigPrintOptions {
-  std::string config;
-  std::vector<std::string> overrides;
+struct ConfigPrintOptions : ConfigArguments {
   bool json = false;
   void declare(OptionList& o) {
-    o.positional("CONFIG", config, "YAML file");
-    o.rest("OVERRIDES", overrides, "dotted.key=value, over the file");
+    ConfigArguments::declare(o);
     o.flag("--json", json, "print JSON: values, and the origin of each key");
   }
 };
