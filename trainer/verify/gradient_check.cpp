@@ -9,6 +9,7 @@
 #include "trainer/plan.h"
 #include "trainer/step_memory.h"
 #include "trainer/verify/layout_trace.h"
+#include "trainer/verify/tensor_norms.h"
 
 namespace sluice {
 
@@ -19,12 +20,6 @@ constexpr int64_t kRows = 2;
 // drown in rounding; short ones where the objective bends.
 constexpr double kSteps[] = {1e-2, 1e-3, 1e-4};
 constexpr double kExact = 1e-8;  // an error that calls for no other step
-
-double norm_of(const std::vector<double>& x) {
-  double squares = 0;
-  for (const double value : x) squares += value * value;
-  return std::sqrt(squares);
-}
 
 double dot(const std::vector<double>& x, const std::vector<double>& y) {
   double sum = 0;
@@ -108,7 +103,7 @@ class Checker {
   double error_of(ParameterId id) {
     const std::vector<double>& grad = exact_[id.index];
     const double norm = norm_of(grad);
-    const double scale = std::max(norm, 1e-6 * all_);
+    const double scale = comparison_scale(norm, all_);
     const double size = std::sqrt(double(grad.size()));
     std::vector<double> random;
     const RngKey key{.seed = 1, .stream = uint64_t(id.index)};

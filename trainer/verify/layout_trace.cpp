@@ -4,6 +4,7 @@
 #include <cstring>
 #include <type_traits>
 
+#include "data/files.h"
 #include "trainer/step_engine.h"
 
 namespace sluice {
@@ -44,17 +45,16 @@ std::vector<WholeTensor> gather(const StepEngine& engine, const TensorView& aren
   return tensors;
 }
 
-// FNV-1a over the bits of the values of a reduction group's parameters, without the sign bit.
+// Of the bits of the values of a reduction group's parameters. Not negative.
 int64_t hash_of(const ParameterStore& store, ReduceGroup group) {
-  uint64_t hash = 14695981039346656037ull;
+  std::string hashes;
   for (int32_t i = 0; i < int32_t(store.parameters().size()); ++i) {
     if (store.parameter({i}).flags.group != group) continue;
     const TensorView value = store.value({i});
-    const auto* bytes = static_cast<const unsigned char*>(value.data);
-    const int64_t count = value.numel() * int64_t(size_of(value.dtype));
-    for (int64_t b = 0; b < count; ++b) hash = (hash ^ bytes[b]) * 1099511628211ull;
+    const size_t bytes = size_t(value.numel()) * size_of(value.dtype);
+    hashes += std::to_string(xxh3_64({static_cast<const char*>(value.data), bytes})) + " ";
   }
-  return int64_t(hash >> 1);
+  return int64_t(xxh3_64(hashes) >> 1);
 }
 
 bool equal_over(Communicator& group, int64_t value) {

@@ -9,6 +9,7 @@
 #include "parallel/self_communicator.h"
 #include "parallel/thread_communicator.h"
 #include "trainer/verify/reduced_config.h"
+#include "trainer/verify/tensor_norms.h"
 
 namespace sluice {
 
@@ -17,13 +18,7 @@ namespace {
 constexpr double kGradientTolerance = 1e-6;  // of difference quotients
 constexpr double kTolerance64 = 1e-10;
 constexpr double kTolerance32 = 2e-5;
-constexpr double kFloor = 1e-6;  // of all tensors' norm: below it a tensor's own size is rounding
-
-double norm_of(const std::vector<double>& a) {
-  double squares = 0;
-  for (const double value : a) squares += value * value;
-  return std::sqrt(squares);
-}
+constexpr double kSmallestLoss = 1e-6;  // to which an error is put in relation
 
 double distance(const std::vector<double>& a, const std::vector<double>& b) {
   SLUICE_CHECK(a.size() == b.size(), "comparing ", a.size(), " values with ", b.size());
@@ -49,7 +44,7 @@ Difference compare_tensors(const std::string& quantity, const std::vector<WholeT
   for (size_t i = 0; i < got.size(); ++i) {
     SLUICE_CHECK(got[i].name == expected[i].name, quantity, ": ", got[i].name, " in place of ",
                  expected[i].name);
-    const double scale = std::max(norm_of(expected[i].values), kFloor * all);
+    const double scale = comparison_scale(norm_of(expected[i].values), all);
     raise(difference, distance(got[i].values, expected[i].values) / scale, got[i].name);
   }
   return difference;
@@ -60,7 +55,7 @@ Difference compare_losses(const LayoutTrace& got, const LayoutTrace& expected, d
   const auto compare = [&](const char* what, const std::vector<double>& a,
                            const std::vector<double>& b) {
     for (size_t step = 0; step < a.size(); ++step) {
-      const double scale = std::max(std::fabs(b[step]), kFloor);
+      const double scale = std::max(std::fabs(b[step]), kSmallestLoss);
       raise(difference, std::fabs(a[step] - b[step]) / scale, concat(what, " of step ", step + 1));
     }
   };

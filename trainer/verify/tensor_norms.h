@@ -1,0 +1,21 @@
+// How verification compares tensors: |a - b| over the larger of |b| and a share of the norm of all
+// tensors, below which a tensor's own size is rounding.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+namespace sluice {
+
+inline double norm_of(const std::vector<double>& x) {
+  double squares = 0;
+  for (const double value : x) squares += value * value;
+  return std::sqrt(squares);
+}
+
+inline double comparison_scale(double norm, double norm_of_all) {
+  return std::max(norm, 1e-6 * norm_of_all);
+}
+
+}  // namespace sluice
