@@ -1,5 +1,7 @@
 #include "layers/recompute.h"
 
+#include "layers/received.h"
+
 namespace sluice {
 
 std::unique_ptr<Saved> RecomputeLayer::forward(const Context& ctx, const Rows& rows,
@@ -7,9 +9,7 @@ std::unique_ptr<Saved> RecomputeLayer::forward(const Context& ctx, const Rows& r
   auto input = std::make_unique<Input>();
   input->x = io.x;
   input->routing = io.routing;
-  for (const StateTensor& spec : layer_->received_spec(rows)) {
-    input->received.tensors.push_back(ctx.saved->alloc(spec.dims, spec.dtype));
-  }
+  input->received = new_received(ctx, layer_->received_spec(rows));
   const ArenaScope scope(*ctx.saved);
   LayerForward inner = io;
   inner.received = &input->received;

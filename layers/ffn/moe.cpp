@@ -10,6 +10,7 @@
 #include "kernels/gemm/gemm.h"
 #include "kernels/token_permute/token_permute.h"
 #include "layers/initializers.h"
+#include "layers/received.h"
 #include "layers/routing_tape.h"
 
 namespace sluice {
@@ -115,25 +116,13 @@ std::vector<StateTensor> Moe::received_spec(const Rows& rows) const {
   return spec;
 }
 
-// Kept by the caller for a replay, or else in ctx.saved.
-Moe::FromRanks Moe::from_ranks(const Context& ctx, const Rows& rows,
-                               const Received* received) const {
-  std::vector<TensorView> tensors;
-  if (received != nullptr) {
-    tensors = received->tensors;
-  } else {
-    for (const StateTensor& spec : received_spec(rows)) {
-      tensors.push_back(ctx.saved->alloc(spec.dims, spec.dtype));
-    }
-  }
-  FromRanks result{.row_counts = {},
-                   .before = {},
-                   .expert_counts = {},
-                   .filled = received != nullptr && received->filled};
+Moe::FromRanks Moe::from_ranks(const Context& ctx, const Rows& rows, const Received* given) const {
+  const Received received = given_or_new(ctx, given, received_spec(rows));
+  FromRanks result{.row_counts = {}, .before = {}, .expert_counts = {}, .filled = received.filled};
   size_t next = 0;
-  if (row_counts_travel_) result.row_counts = tensors.at(next++);
-  if (row_counts_travel_ && config_.capacity_factor > 0) result.before = tensors.at(next++);
-  if (distributed_) result.expert_counts = tensors.at(next++);
+  if (row_counts_travel_) result.row_counts = received.tensors[next++];
+  if (row_counts_travel_ && config_.capacity_factor > 0) result.before = received.tensors[next++];
+  if (distributed_) result.expert_counts = received.tensors[next++];
   return result;
 }
 

@@ -110,7 +110,7 @@ class Moe final : public Layer {
   void combine(const Context& ctx, const SavedTensors& saved, const TensorView& y) const;
   void experts_backward(const Context& ctx, const SavedTensors& saved, const LayerBackward& io,
                         const TensorView& dlogits, const Action& meanwhile) const;
-  FromRanks from_ranks(const Context& ctx, const Rows& rows, const Received* received) const;
+  FromRanks from_ranks(const Context& ctx, const Rows& rows, const Received* given) const;
   int64_t capacity(const Rows& rows) const;
   RouterOptions router_options() const;
 

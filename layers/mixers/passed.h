@@ -4,7 +4,7 @@
 
 #include <functional>
 
-#include "layers/layer.h"
+#include "layers/received.h"
 
 namespace sluice {
 
@@ -17,17 +17,10 @@ struct Passed {
   bool filled = false;          // by an earlier run of this forward: nothing travels again
 };
 
-// In the memory that recomputation keeps, or in ctx.saved. `spec` lists the tensors in the order of
-// the members.
+// `spec` lists the tensors in the order of the members.
 inline Passed passed_of(const Context& ctx, const LayerForward& io,
                         const std::vector<StateTensor>& spec) {
-  Received own;
-  for (const StateTensor& wanted : spec) {
-    if (io.received == nullptr) own.tensors.push_back(ctx.saved->alloc(wanted.dims, wanted.dtype));
-  }
-  const Received& received = io.received == nullptr ? own : *io.received;
-  SLUICE_CHECK(received.tensors.size() == spec.size(), spec.size(), " tensors are received, got ",
-               received.tensors.size());
+  const Received received = given_or_new(ctx, io.received, spec);
   Passed passed{.filled = received.filled};
   TensorView* const members[] = {&passed.halo, &passed.state, &passed.transitions};
   for (size_t i = 0; i < spec.size(); ++i) *members[i] = received.tensors[i];
