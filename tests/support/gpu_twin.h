@@ -56,8 +56,9 @@ class Side {
   TensorView normal(const Dims& dims, double spread = 1, double mean = 0, int64_t padding = 0) {
     return fill(dims, dtype_, inputs_, spread, mean, padding);
   }
-  TensorView stat_normal(const Dims& dims, double spread = 1, double mean = 0) {
-    return fill(dims, stat(), DType::f32, spread, mean, 0);
+  TensorView stat_normal(const Dims& dims, double spread = 1, double mean = 0,
+                         int64_t padding = 0) {
+    return fill(dims, stat(), DType::f32, spread, mean, padding);
   }
   // Given values; integers are i32 or i64.
   TensorView values(const Dims& dims, DType dtype, const std::vector<double>& all) {
