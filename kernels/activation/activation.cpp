@@ -1,6 +1,7 @@
 #include "kernels/activation/activation.h"
 
 #include "kernels/activation/activation_cpu.h"
+#include "kernels/activation/activation_cuda.h"
 #include "kernels/core/dispatch.h"
 
 namespace sluice {
@@ -19,7 +20,10 @@ void activation_forward(const Context& ctx, const ActivationForward& args) {
   expect("y", args.y, args.x.dims, dtype, ctx.device);
   if (gated) expect("up", args.up, args.x.dims, dtype, ctx.device);
   if (ctx.counting()) return;
-  if (!ctx.device.is_cpu()) fail_no_cuda("activation_forward");
+  if (ctx.device.is_cuda()) {
+    if constexpr (kBuiltWithCuda) return cuda::activation_forward(ctx, args);
+    fail_no_cuda("activation_forward");
+  }
   dispatch_float(dtype, [&]<class T>() { cpu::activation_forward<T>(args); });
 }
 
@@ -35,7 +39,10 @@ void activation_backward(const Context& ctx, const ActivationBackward& args) {
   if (gated) expect("up", args.up, args.dy.dims, dtype, ctx.device);
   if (gated) expect("dup", args.dup, args.dy.dims, dtype, ctx.device);
   if (ctx.counting()) return;
-  if (!ctx.device.is_cpu()) fail_no_cuda("activation_backward");
+  if (ctx.device.is_cuda()) {
+    if constexpr (kBuiltWithCuda) return cuda::activation_backward(ctx, args);
+    fail_no_cuda("activation_backward");
+  }
   dispatch_float(dtype, [&]<class T>() { cpu::activation_backward<T>(args); });
 }
 
