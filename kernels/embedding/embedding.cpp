@@ -2,6 +2,7 @@
 
 #include "kernels/core/dispatch.h"
 #include "kernels/embedding/embedding_cpu.h"
+#include "kernels/embedding/embedding_cuda.h"
 
 namespace sluice {
 namespace {
@@ -24,10 +25,15 @@ void embedding_forward(const Context& ctx, const EmbeddingForward& args) {
   const auto [B, T] = args.tokens.shape<2>("tokens: (B, T)");
   const auto [V, D] = args.weight.shape<2>("weight: (V, D)");
   expect("tokens", args.tokens, {B, T}, DType::i32, ctx.device);
-  expect("weight", args.weight, {V, D}, args.y.dtype, ctx.device);
+  const bool widened =
+      args.weight.dtype == DType::bf16 && args.y.dtype == DType::f32 && ctx.device.is_cuda();
+  expect("weight", args.weight, {V, D}, widened ? DType::bf16 : args.y.dtype, ctx.device);
   expect("y", args.y, {B, T, D}, args.y.dtype, ctx.device);
   if (ctx.counting()) return;
-  if (!ctx.device.is_cpu()) fail_no_cuda("embedding_forward");
+  if (ctx.device.is_cuda()) {
+    if constexpr (kBuiltWithCuda) return cuda::embedding_forward(ctx, args);
+    fail_no_cuda("embedding_forward");
+  }
   check_tokens(args.tokens, V);
   dispatch_float(args.y.dtype, [&]<class T>() { cpu::embedding_forward<T>(args); });
 }
@@ -38,8 +44,14 @@ void embedding_backward(const Context& ctx, const EmbeddingBackward& args) {
   expect("tokens", args.tokens, {B, T}, DType::i32, ctx.device);
   expect("dy", args.dy, {B, T, D}, args.dy.dtype, ctx.device);
   expect("dweight", args.dweight, {V, D}, stat_dtype(args.dy.dtype), ctx.device);
+  const ArenaScope scope(*ctx.scratch);
+  if (ctx.device.is_cuda()) {
+    const cuda::EmbeddingWork work(*ctx.scratch, B * T, D);
+    if (ctx.counting()) return;
+    if constexpr (kBuiltWithCuda) return cuda::embedding_backward(ctx, args, work);
+    fail_no_cuda("embedding_backward");
+  }
   if (ctx.counting()) return;
-  if (!ctx.device.is_cpu()) fail_no_cuda("embedding_backward");
   check_tokens(args.tokens, V);
   dispatch_float(args.dy.dtype, [&]<class T>() { cpu::embedding_backward<T>(args); });
 }

@@ -1,7 +1,8 @@
 // Token embedding: y[t] = weight[tokens[t]].
 //
 // Backward: dweight[v] += sum of dy[t] over the tokens t with tokens[t] == v, added in token order
-// whatever the thread count. A token outside [0, V) throws DataError.
+// whatever the thread count (on GPUs in another fixed order). A token outside [0, V) throws
+// DataError; GPUs cannot throw: there its y is NaN, and its dy goes nowhere.
 //
 // B batch, T tokens on this rank, V vocabulary, D model
 #pragma once
@@ -12,7 +13,7 @@ namespace sluice {
 
 struct EmbeddingForward {
   ConstTensorView tokens = {};  // (B, T) i32
-  ConstTensorView weight = {};  // (V, D)
+  ConstTensorView weight = {};  // (V, D), on GPUs also bf16 beside y in f32
   TensorView y = {};            // (B, T, D)
 };
 void embedding_forward(const Context& ctx, const EmbeddingForward& args);
