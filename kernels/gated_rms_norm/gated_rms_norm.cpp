@@ -3,6 +3,7 @@
 #include "kernels/core/dispatch.h"
 #include "kernels/core/row_blocks.h"
 #include "kernels/gated_rms_norm/gated_rms_norm_cpu.h"
+#include "kernels/gated_rms_norm/gated_rms_norm_cuda.h"
 
 namespace sluice {
 
@@ -35,7 +36,10 @@ void gated_rms_norm_forward(const Context& ctx, const GatedRmsNormForward& args)
   expect_inputs(ctx, args);
   expect("y", args.y, args.x.dims, args.x.dtype, ctx.device);
   if (ctx.counting()) return;
-  if (!ctx.device.is_cpu()) fail_no_cuda("gated_rms_norm_forward");
+  if (ctx.device.is_cuda()) {
+    if constexpr (kBuiltWithCuda) return cuda::gated_rms_norm_forward(ctx, args);
+    fail_no_cuda("gated_rms_norm_forward");
+  }
   dispatch_float(args.x.dtype, [&]<class T>() { cpu::gated_rms_norm_forward<T>(args); });
 }
 
@@ -47,10 +51,15 @@ void gated_rms_norm_backward(const Context& ctx, const GatedRmsNormBackward& arg
   expect("dz", args.dz, args.x.dims, dtype, ctx.device);
   expect("dweight", args.dweight, {E}, stat_dtype(dtype), ctx.device);
   const ArenaScope scope(*ctx.scratch);
-  const TensorView partial =
-      ctx.scratch->alloc({RowBlocks(args.x.rows()).count, E}, stat_dtype(dtype));
+  const RowBlocks blocks = ctx.device.is_cuda()
+                               ? cuda::gated_norm_row_blocks(args.x.rows(), E, args.groups)
+                               : RowBlocks(args.x.rows());
+  const TensorView partial = ctx.scratch->alloc({blocks.count, E}, stat_dtype(dtype));
   if (ctx.counting()) return;
-  if (!ctx.device.is_cpu()) fail_no_cuda("gated_rms_norm_backward");
+  if (ctx.device.is_cuda()) {
+    if constexpr (kBuiltWithCuda) return cuda::gated_rms_norm_backward(ctx, args, partial);
+    fail_no_cuda("gated_rms_norm_backward");
+  }
   dispatch_float(dtype, [&]<class T>() { cpu::gated_rms_norm_backward<T>(args, partial); });
 }
 

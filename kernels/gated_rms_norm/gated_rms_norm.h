@@ -9,8 +9,8 @@
 //   d       = rstd * (g - n * mean_j(g_j n_j))                        means over the group
 //   before  dx = d * silu(z),  dz = d * x * silu'(z),            dweight += dy * n
 //   after   dx = d,            dz = weight * dy * n * silu'(z),  dweight += dy * n * silu(z)
-// n and rstd are recomputed from x and z: nothing but the inputs is saved. Means accumulate in
-// double.
+// n and rstd are recomputed from x and z: nothing but the inputs is saved. Sums over a group are
+// taken in the dtype of the statistics, which weight and dweight have too.
 #pragma once
 
 #include <span>
