@@ -3,9 +3,24 @@
 #include <type_traits>
 
 #include "kernels/causal_conv1d/causal_conv1d_cpu.h"
+#include "kernels/causal_conv1d/causal_conv1d_cuda.h"
 #include "kernels/core/dispatch.h"
 
 namespace sluice {
+
+namespace {
+
+void backward_on_gpu(const Context& ctx, const CausalConv1dBackward& args) {
+  const int64_t B = args.x.dim(0), T = args.x.dim(1), C = args.x.dim(2), K = args.weight.dim(1);
+  const int64_t blocks = cuda::conv_blocks(B, T);
+  const cuda::ConvPartials partials{.weight = ctx.scratch->alloc({blocks, C, K}, DType::f32),
+                                    .bias = ctx.scratch->alloc({blocks, C}, DType::f32)};
+  if (ctx.counting()) return;
+  if constexpr (kBuiltWithCuda) return cuda::causal_conv1d_backward(ctx, args, partials);
+  fail_no_cuda("causal_conv1d_backward");
+}
+
+}  // namespace
 
 void causal_conv1d_forward(const Context& ctx, const CausalConv1dForward& args) {
   const auto [B, T, C] = args.x.shape<3>("x: (B, T, C)");
@@ -19,10 +34,14 @@ void causal_conv1d_forward(const Context& ctx, const CausalConv1dForward& args) 
   if (args.bias) expect("bias", args.bias, {C}, stat_dtype(dtype), ctx.device);
   if (args.halo) expect("halo", args.halo, {B, K - 1, C}, dtype, ctx.device);
   const ArenaScope scope(*ctx.scratch);
-  const TensorView transposed = ctx.scratch->alloc({K, C}, dtype);
+  const TensorView transposed =
+      ctx.device.is_cpu() ? ctx.scratch->alloc({K, C}, dtype) : TensorView();
   if (ctx.counting()) return;
   SLUICE_CHECK(args.y.data != args.x.data || args.x.numel() == 0, "y must not alias x");
-  if (!ctx.device.is_cpu()) fail_no_cuda("causal_conv1d_forward");
+  if (ctx.device.is_cuda()) {
+    if constexpr (kBuiltWithCuda) return cuda::causal_conv1d_forward(ctx, args);
+    fail_no_cuda("causal_conv1d_forward");
+  }
   dispatch_float(dtype, [&]<class Real>() {
     if constexpr (std::is_same_v<Real, float>) {
       cpu::causal_conv1d_forward_simd(args, transposed);
@@ -50,13 +69,14 @@ void causal_conv1d_backward(const Context& ctx, const CausalConv1dBackward& args
   if (args.halo) expect("halo", args.halo, {B, K - 1, C}, dtype, ctx.device);
   if (args.halo) expect("dhalo", args.dhalo, {B, K - 1, C}, dtype, ctx.device);
   const ArenaScope scope(*ctx.scratch);
+  SLUICE_CHECK(ctx.counting() || args.x.numel() == 0 ||
+                   (args.dx.data != args.dy.data && args.dx.data != args.x.data),
+               "dx must not alias dy or x");
+  if (ctx.device.is_cuda()) return backward_on_gpu(ctx, args);
   const TensorView transposed = ctx.scratch->alloc({K, C}, dtype);
   const TensorView partial =
       ctx.scratch->alloc({cpu::conv_blocks(B * T).count, K + 1, C}, stat_dtype(dtype));
   if (ctx.counting()) return;
-  SLUICE_CHECK((args.dx.data != args.dy.data && args.dx.data != args.x.data) || args.x.numel() == 0,
-               "dx must not alias dy or x");
-  if (!ctx.device.is_cpu()) fail_no_cuda("causal_conv1d_backward");
   dispatch_float(dtype, [&]<class Real>() {
     if constexpr (std::is_same_v<Real, float>) {
       cpu::causal_conv1d_backward_simd(args, transposed, partial);
@@ -77,7 +97,10 @@ void causal_conv1d_step(const Context& ctx, const CausalConv1dStep& args) {
   expect("y", args.y, {B, C}, dtype, ctx.device);
   if (args.bias) expect("bias", args.bias, {C}, stat_dtype(dtype), ctx.device);
   if (ctx.counting()) return;
-  if (!ctx.device.is_cpu()) fail_no_cuda("causal_conv1d_step");
+  if (ctx.device.is_cuda()) {
+    if constexpr (kBuiltWithCuda) return cuda::causal_conv1d_step(ctx, args);
+    fail_no_cuda("causal_conv1d_step");
+  }
   dispatch_float(dtype, [&]<class Real>() { cpu::causal_conv1d_step<Real>(args); });
 }
 

@@ -37,8 +37,9 @@ struct alignas(16) Pack {
   __device__ void store(T* to) const { *reinterpret_cast<Pack*>(to) = *this; }
 };
 
-__device__ inline float sigmoid(float x) { return 1.0f / (1.0f + __expf(-x)); }
-__device__ inline float silu(float x) { return x * sigmoid(x); }
+// Quotients to 2 ulp: an exact division is an order of magnitude more instructions.
+__device__ inline float sigmoid(float x) { return __fdividef(1.0f, 1.0f + __expf(-x)); }
+__device__ inline float silu(float x) { return __fdividef(x, 1.0f + __expf(-x)); }
 // log(1 + exp(x)), exact where exp(x) is small.
 __device__ inline float softplus(float x) { return x > 20.0f ? x : log1pf(__expf(x)); }
 
