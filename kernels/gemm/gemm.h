@@ -1,4 +1,4 @@
-// Matrix products, through OpenBLAS on the CPU.
+// Matrix products: OpenBLAS on the CPU, cuBLASLt and own kernels on GPUs.
 //
 //   gemm:          C = alpha op(A) op(B) + beta C          op(X) is X or its transpose
 //   grouped_gemm:  the same for X groups of rows: group e is the rows [offsets[e], offsets[e+1])
@@ -11,7 +11,15 @@
 // Operands are matrices (tensors are given as matrix(): rows by row_size), rows may be strided. C
 // must not overlap A or B. M, N and K may be 0; beta applies all the same. The CPU splits C into
 // tiles by the shape alone and never splits the inner dimension, so results do not depend on the
-// thread count.
+// thread count. On a GPU the algorithm follows from shape, strides, dtypes and the pointers'
+// alignment up to 16 bytes; reruns have the same bits.
+//
+// On a GPU, operands may be of two dtypes; sums are f32:
+//   a, b f32           c f32                full f32 arithmetic
+//   a, b bf16          c bf16 or f32
+//   one f32, one bf16  c f32                f32 is split into three bf16 terms, which hold all its
+//                                           24 bits: three products, nothing lost (router logits)
+//   any f32            c bf16               f32 is rounded to bf16 first
 #pragma once
 
 #include "kernels/core/context.h"
@@ -30,7 +38,7 @@ struct Gemm {
 void gemm(const Context& ctx, const Gemm& args);
 
 // Experts: C[rows of e] = A[rows of e] op(weights[e]) + beta C. Rows from offsets[X] on are left
-// alone.
+// alone. Offsets are where the operands are: only the CPU checks them.
 struct GroupedGemm {
   ConstTensorView a = {};        // (rows, K)
   ConstTensorView weights = {};  // (X, K, N), or (X, N, K) if transpose_weights
@@ -45,7 +53,7 @@ void grouped_gemm(const Context& ctx, const GroupedGemm& args);
 struct GroupedGemmWeight {
   ConstTensorView a = {};        // (rows, M)
   ConstTensorView b = {};        // (rows, N)
-  TensorView weights = {};       // (X, M, N), accumulated
+  TensorView weights = {};       // (X, M, N) statistics, accumulated
   ConstTensorView offsets = {};  // (X + 1) i64
 };
 void grouped_gemm_weight(const Context& ctx, const GroupedGemmWeight& args);

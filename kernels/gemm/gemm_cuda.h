@@ -1,0 +1,24 @@
+// The CUDA side of gemm, as its dispatcher sees it.
+#pragma once
+
+#include "kernels/gemm/gemm.h"
+
+namespace sluice::cuda {
+
+// Scratch of cuBLASLt. The library recommends 32 MiB on sm_90; with less it has fewer algorithms.
+inline constexpr int64_t kGemmWorkspaceBytes = int64_t{32} << 20;
+
+// a and b of one dtype: f32 with c f32, or bf16 with c bf16 or f32. workspace: of the size above.
+void gemm(const Context& ctx, const Gemm& args, const TensorView& workspace);
+// The same by a kernel of sluice's own, for what cuBLASLt refuses.
+void gemm_plain(const Context& ctx, const Gemm& args);
+
+// x = the sum of `count` bf16 matrices: the first is x rounded, each next one what is left,
+// rounded. terms: (count * rows, columns).
+void split_into_bf16(const Context& ctx, const ConstTensorView& x, int64_t count,
+                     const TensorView& terms);
+
+void grouped_gemm(const Context& ctx, const GroupedGemm& args);
+void grouped_gemm_weight(const Context& ctx, const GroupedGemmWeight& args);
+
+}  // namespace sluice::cuda

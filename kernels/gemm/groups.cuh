@@ -1,0 +1,50 @@
+// Groups of rows that only the device knows: which tile of which group a block works on. A grid has
+// row_tiles(rows, X) blocks for any offsets; those beyond the last group's last tile have nothing
+// to do.
+#pragma once
+
+#include "kernels/device/reduce.cuh"
+
+namespace sluice::cuda {
+
+// Every group but the first may begin a tile more than the rows alone would need.
+inline int64_t max_row_tiles(int64_t rows, int64_t groups, int64_t tile_rows) {
+  return rows / tile_rows + groups;
+}
+
+struct GroupTile {
+  int group = -1;     // -1: none
+  int64_t begin = 0;  // first row of the tile
+  int64_t end = 0;    // of the group
+};
+
+// The `tile`-th tile of kTileRows rows, groups in order. Called by whole warps; the same on all
+// lanes. Groups are counted 32 at a time.
+template <int kTileRows>
+__device__ inline GroupTile find_group_tile(const int64_t* offsets, int groups, int tile) {
+  const int lane = threadIdx.x % kWarp;
+  int before = 0;
+  for (int first = 0; first < groups; first += kWarp) {
+    const int group = first + lane;
+    const int64_t begin = group < groups ? offsets[group] : 0;
+    const int64_t end = group < groups ? offsets[group + 1] : 0;
+    const int tiles = int((end - begin + kTileRows - 1) / kTileRows);
+    int sum = tiles;
+#pragma unroll
+    for (int offset = 1; offset < kWarp; offset *= 2) {
+      const int other = __shfl_up_sync(kFullWarp, sum, offset);
+      if (lane >= offset) sum += other;
+    }
+    const unsigned holds = __ballot_sync(kFullWarp, before + sum > tile);
+    if (holds != 0) {
+      const int owner = __ffs(int(holds)) - 1;
+      const int64_t row = begin + int64_t(tile - before - (sum - tiles)) * kTileRows;
+      return {first + owner, __shfl_sync(kFullWarp, row, owner),
+              __shfl_sync(kFullWarp, end, owner)};
+    }
+    before += __shfl_sync(kFullWarp, sum, kWarp - 1);
+  }
+  return {};
+}
+
+}  // namespace sluice::cuda

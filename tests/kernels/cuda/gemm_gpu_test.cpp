@@ -1,0 +1,141 @@
+#include "kernels/gemm/gemm.h"
+
+#include "tests/support/gpu_twin.h"
+
+namespace sluice::test {
+namespace {
+
+// Products of bf16 numbers are exact in f32: a result in f32 is as good as one of f32 operands.
+constexpr GpuBounds kExactProducts{.f32 = 1e-5, .bf16 = 2e-5, .arena_bytes = size_t{40} << 20};
+constexpr GpuBounds kRoundedResult{.arena_bytes = size_t{40} << 20};
+
+struct GemmShape {
+  int64_t m, n, k;
+};
+// Multiples of everything, of 8, odd, vectors, empty, and more than one tile.
+constexpr GemmShape kShapes[] = {{128, 256, 64}, {64, 48, 96}, {37, 41, 29},  {1, 17, 5},
+                                 {13, 1, 7},     {1, 1, 1},    {3, 5, 0},     {0, 4, 4},
+                                 {4, 0, 4},      {300, 70, 1}, {77, 283, 61}, {520, 16, 1030}};
+
+// c = 1.5 op(a) op(b) - 0.5 c, rows `padding` elements apart.
+void accumulate(Side& side, const GemmShape& s, bool transpose_a, bool transpose_b, DType c_dtype,
+                int64_t padding) {
+  const std::string name = concat(s.m, "x", s.n, "x", s.k, transpose_a ? " A^T" : "",
+                                  transpose_b ? " B^T" : "", " padding ", padding);
+  const TensorView a = side.normal(transpose_a ? Dims{s.k, s.m} : Dims{s.m, s.k}, 1, 0, padding);
+  const TensorView b = side.normal(transpose_b ? Dims{s.n, s.k} : Dims{s.k, s.n}, 1, 0, padding);
+  const bool narrow = c_dtype == side.dtype();
+  const TensorView c = side.compare(
+      name, narrow ? side.normal({s.m, s.n}, 1, 0, padding) : side.stat_normal({s.m, s.n}));
+  gemm(side.ctx(), {.a = a,
+                    .b = b,
+                    .c = c,
+                    .transpose_a = transpose_a,
+                    .transpose_b = transpose_b,
+                    .alpha = 1.5,
+                    .beta = -0.5});
+}
+
+class GemmGpu : public testing::TestWithParam<int64_t> {};  // padding of rows
+
+TEST_P(GemmGpu, AgreesWithCpu) {
+  check_on_gpu(
+      [&](Side& side) {
+        for (const GemmShape& s : kShapes) {
+          for (const int transposes : {0, 1, 2, 3})
+            accumulate(side, s, transposes & 1, transposes & 2, side.dtype(), GetParam());
+        }
+      },
+      kRoundedResult);
+}
+
+TEST_P(GemmGpu, AccumulatesIntoStatistics) {
+  check_on_gpu(
+      [&](Side& side) {
+        for (const GemmShape& s : kShapes) {
+          accumulate(side, s, true, false, side.stat(), GetParam());
+          accumulate(side, s, false, true, side.stat(), GetParam());
+        }
+      },
+      kExactProducts);
+}
+
+INSTANTIATE_TEST_SUITE_P(Rows, GemmGpu, testing::Values(0, 3, 8));
+
+TEST(GemmGpuEdges, OverwritesNaNWithoutBeta) {
+  check_on_gpu(
+      [](Side& side) {
+        for (const int64_t K : {0, 4, 300}) {
+          gemm(side.ctx(), {.a = side.normal({70, K}),
+                            .b = side.normal({K, 90}),
+                            .c = side.output(concat("K ", K), {70, 90}, side.dtype())});
+        }
+      },
+      kRoundedResult);
+}
+
+// Columns of a wide projection: pointers aligned to an element alone.
+TEST(GemmGpuEdges, TakesSlicesAtAnyColumn) {
+  check_on_gpu(
+      [](Side& side) {
+        const TensorView wide = side.normal({50, 200});
+        const TensorView result = side.compare("result", side.normal({50, 150}));
+        for (const int64_t begin : {1, 2, 8})
+          gemm(side.ctx(), {.a = wide.columns(begin, {96}),
+                            .b = side.normal({96, 40}),
+                            .c = result.columns(begin * 10 + 1, {40}),
+                            .beta = 1});
+      },
+      kRoundedResult);
+}
+
+// The router of an expert layer, as layers/ffn has it: bf16 activations, weights and gradients of
+// logits in f32. Nothing of the f32 operand is lost where the result is f32.
+TEST(GemmGpuEdges, RouterLogitsAndGradientLoseNothing) {
+  check_on_gpu(
+      [](Side& side) {
+        const TensorView x = side.normal({200, 96}), weight = side.stat_normal({6, 96});
+        gemm(side.ctx(), {.a = x,
+                          .b = weight,
+                          .c = side.output("logits", {200, 6}, side.stat()),
+                          .transpose_b = true});
+        gemm(side.ctx(), {.a = side.stat_normal({200, 6}),
+                          .b = x,
+                          .c = side.compare("dweight", side.stat_normal({6, 96})),
+                          .transpose_a = true,
+                          .beta = 1});
+      },
+      kExactProducts);
+}
+
+TEST(GemmGpuEdges, RouterGradientGoesToActivations) {
+  check_on_gpu(
+      [](Side& side) {
+        gemm(side.ctx(), {.a = side.stat_normal({200, 6}),
+                          .b = side.stat_normal({6, 96}),
+                          .c = side.compare("dx", side.normal({200, 96})),
+                          .beta = 1});
+      },
+      kRoundedResult);
+}
+
+// Projections of Mamba-2 130M: forward, data and weight gradient.
+TEST(GemmGpuEdges, Projection) {
+  check_on_gpu(
+      [](Side& side) {
+        const TensorView x = side.normal({512, 768}), w = side.normal({3352, 768}, 0.05);
+        const TensorView y = side.output("y", {512, 3352}, side.dtype());
+        gemm(side.ctx(), {.a = x, .b = w, .c = y, .transpose_b = true});
+        const TensorView dy = side.normal({512, 3352});
+        gemm(side.ctx(), {.a = dy, .b = w, .c = side.output("dx", {512, 768}, side.dtype())});
+        gemm(side.ctx(), {.a = dy,
+                          .b = x,
+                          .c = side.compare("dw", side.stat_normal({3352, 768})),
+                          .transpose_a = true,
+                          .beta = 1});
+      },
+      kRoundedResult);
+}
+
+}  // namespace
+}  // namespace sluice::test
