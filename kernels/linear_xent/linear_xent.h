@@ -4,7 +4,8 @@
 //   loss[t]   = weights[t] * (logsumexp(logits[t]) - logits[t, targets[t]])
 //
 // Tokens whose target is -1 add nothing. loss_sum is the sum over tokens, in double, in token
-// order. A target outside [-1, V) throws DataError.
+// order (on a GPU in another order, which the number of tokens fixes). A target outside [-1, V)
+// throws DataError on the CPU; a GPU, which nobody waits for, makes its loss and gradient NaN.
 //
 // The backward needs the logits again, so forward and backward come as one pass too, which gives
 // the gradients of loss_scale * sum_t loss[t]:
@@ -19,8 +20,10 @@
 namespace sluice {
 
 // Of logits at a time. Each chunk reads weight twice and dweight once, so it must not be small; the
-// results depend on it by rounding alone.
+// results depend on it by rounding alone. On a GPU dweight, in f32, passes through memory twice a
+// chunk beside a product of some 0.5 ms, which must hide it.
 inline constexpr int64_t kXentChunkBytes = int64_t{64} << 20;
+inline constexpr int64_t kXentChunkBytesOnGpu = int64_t{256} << 20;
 
 struct LinearXentForward {
   ConstTensorView hidden = {};   // (B, T, D)
@@ -29,7 +32,7 @@ struct LinearXentForward {
   ConstTensorView weights = {};  // (B, T) statistics, optional: 1
   TensorView losses = {};        // (B, T) statistics, overwritten
   TensorView loss_sum = {};      // (1) f64, overwritten
-  int64_t chunk_bytes = kXentChunkBytes;
+  int64_t chunk_bytes = 0;       // at most, but a token; 0: the device's constant above
 };
 void linear_xent_forward(const Context& ctx, const LinearXentForward& args);
 
@@ -43,7 +46,7 @@ struct LinearXentForwardBackward {
   TensorView dhidden = {};       // (B, T, D), overwritten
   TensorView dweight = {};       // (V, D) statistics, accumulated
   double loss_scale = 1;         // 1 / (target tokens of the step, world-wide)
-  int64_t chunk_bytes = kXentChunkBytes;
+  int64_t chunk_bytes = 0;       // at most, but a token; 0: the device's constant above
 };
 void linear_xent_forward_backward(const Context& ctx, const LinearXentForwardBackward& args);
 

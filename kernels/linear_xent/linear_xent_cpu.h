@@ -2,18 +2,10 @@
 #pragma once
 
 #include "kernels/linear_xent/linear_xent.h"
+#include "kernels/linear_xent/linear_xent_chunk.h"
 
 namespace sluice::cpu {
 
-struct XentChunk {
-  TensorView logits = {};        // (rows, V); becomes dlogits if with_gradient
-  int64_t first = 0;             // index in (B, T) of the chunk's first token
-  ConstTensorView targets = {};  // (B, T) i32, checked
-  ConstTensorView weights = {};  // (B, T), optional
-  TensorView losses = {};        // (B, T)
-  bool with_gradient = false;
-  double loss_scale = 1;
-};
 template <class T>
 void xent_chunk(const XentChunk& chunk);
 

@@ -74,7 +74,7 @@ class Side {
   }
 
   // NaN.
-  TensorView nothing(const Dims& dims) { return allocate(dims, dtype_, 0); }
+  TensorView nothing(const Dims& dims, DType dtype) { return allocate(dims, dtype, 0); }
   // Compared, and for floating types poisoned before.
   TensorView output(const std::string& name, const Dims& dims, DType dtype, int64_t padding = 0) {
     const TensorView view = allocate(dims, dtype, padding);

@@ -74,7 +74,8 @@ TEST(GroupedGemmGpu, WeightGradientAgreesWithCpu) {
 TEST(GroupedGemmGpu, RowsOfOthersDoNotMatter) {
   check_on_gpu([](Side& side) {
     const TensorView offsets = side.values({3}, DType::i64, {0, 40, 80});
-    const TensorView a = side.nothing({130, 64}), b = side.nothing({130, 128});
+    const TensorView a = side.nothing({130, 64}, side.dtype());
+    const TensorView b = side.nothing({130, 128}, side.dtype());
     const TensorView good_a = side.normal({40, 64}), good_b = side.normal({40, 128});
     copy_bytes(a.data, side.ctx().device, good_a.data, side.ctx().device,
                40 * 64 * size_of(side.dtype()), side.ctx().stream);
