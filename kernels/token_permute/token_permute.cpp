@@ -4,6 +4,7 @@
 
 #include "kernels/core/dispatch.h"
 #include "kernels/token_permute/token_permute_cpu.h"
+#include "kernels/token_permute/token_permute_cuda.h"
 
 namespace sluice {
 namespace {
@@ -36,10 +37,17 @@ void token_index(const Context& ctx, const TokenIndex& args) {
   if (args.before) expect("before", args.before, {B, X}, args.before.dtype, ctx.device);
   if (args.kept) expect("kept", args.kept, {X}, DType::i32, ctx.device);
   const ArenaScope scope(*ctx.scratch);
+  if (ctx.device.is_cuda()) {
+    const int64_t pieces = B * cuda::index_pieces(B, T * k).count;
+    const TensorView starts = ctx.scratch->alloc({pieces, X}, DType::i32);
+    const TensorView row_starts = ctx.scratch->alloc({B, X}, DType::i32);
+    if (ctx.counting()) return;
+    if constexpr (kBuiltWithCuda) return cuda::token_index(ctx, args, starts, row_starts);
+    fail_no_cuda("token_index");
+  }
   const TensorView cursor = ctx.scratch->alloc({X}, DType::i64);
   const TensorView taken = ctx.scratch->alloc({X}, DType::i64);
   if (ctx.counting()) return;
-  if (!ctx.device.is_cpu()) fail_no_cuda("token_index");
   check_experts(args.experts, X);
   cpu::token_index(args, cursor, taken);
 }
@@ -55,7 +63,10 @@ void token_permute_forward(const Context& ctx, const TokenPermuteForward& args) 
   expect("offsets", args.offsets, args.offsets.dims, DType::i64, ctx.device);
   expect("rows", args.rows, {entries, D}, args.x.dtype, ctx.device);
   if (ctx.counting()) return;
-  if (!ctx.device.is_cpu()) fail_no_cuda("token_permute_forward");
+  if (ctx.device.is_cuda()) {
+    if constexpr (kBuiltWithCuda) return cuda::token_permute_forward(ctx, args);
+    fail_no_cuda("token_permute_forward");
+  }
   dispatch_float(args.x.dtype, [&]<class Float>() { cpu::token_permute_forward<Float>(args); });
 }
 
@@ -67,7 +78,10 @@ void token_permute_backward(const Context& ctx, const TokenPermuteBackward& args
   expect("dx", args.dx, {B, T, D}, dtype, ctx.device);
   expect("drows", args.drows, {B * T * k, D}, dtype, ctx.device);
   if (ctx.counting()) return;
-  if (!ctx.device.is_cpu()) fail_no_cuda("token_permute_backward");
+  if (ctx.device.is_cuda()) {
+    if constexpr (kBuiltWithCuda) return cuda::token_permute_backward(ctx, args);
+    fail_no_cuda("token_permute_backward");
+  }
   dispatch_float(dtype, [&]<class Float>() { cpu::token_permute_backward<Float>(args); });
 }
 
@@ -80,7 +94,10 @@ void token_unpermute_forward(const Context& ctx, const TokenUnpermuteForward& ar
   expect("rows", args.rows, {B * T * k, D}, dtype, ctx.device);
   expect("weights", args.weights, {B, T, k}, stat_dtype(dtype), ctx.device);
   if (ctx.counting()) return;
-  if (!ctx.device.is_cpu()) fail_no_cuda("token_unpermute_forward");
+  if (ctx.device.is_cuda()) {
+    if constexpr (kBuiltWithCuda) return cuda::token_unpermute_forward(ctx, args);
+    fail_no_cuda("token_unpermute_forward");
+  }
   dispatch_float(dtype, [&]<class Float>() { cpu::token_unpermute_forward<Float>(args); });
 }
 
@@ -95,7 +112,10 @@ void token_unpermute_backward(const Context& ctx, const TokenUnpermuteBackward& 
   expect("drows", args.drows, {B * T * k, D}, dtype, ctx.device);
   expect("dweights", args.dweights, {B, T, k}, stat_dtype(dtype), ctx.device);
   if (ctx.counting()) return;
-  if (!ctx.device.is_cpu()) fail_no_cuda("token_unpermute_backward");
+  if (ctx.device.is_cuda()) {
+    if constexpr (kBuiltWithCuda) return cuda::token_unpermute_backward(ctx, args);
+    fail_no_cuda("token_unpermute_backward");
+  }
   dispatch_float(dtype, [&]<class Float>() { cpu::token_unpermute_backward<Float>(args); });
 }
 

@@ -10,6 +10,8 @@
 // token order (Lepikhin et al., "GShard", 2020); per row, so that no layout changes what is
 // dropped: where earlier tokens of a row are on other ranks, `before` tells what they chose.
 //
+// The CPU refuses experts outside [0, X); a GPU, which nobody waits for, drops such entries.
+//
 // B batch, T tokens on this rank, k choices of a token, X experts, D model
 #pragma once
 

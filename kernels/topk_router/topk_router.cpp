@@ -3,6 +3,7 @@
 #include "kernels/core/dispatch.h"
 #include "kernels/core/row_blocks.h"
 #include "kernels/topk_router/topk_router_cpu.h"
+#include "kernels/topk_router/topk_router_cuda.h"
 
 namespace sluice {
 namespace {
@@ -47,7 +48,10 @@ void topk_router_forward(const Context& ctx, const TopkRouterForward& args) {
   expect("experts", args.experts, {B, T, k}, DType::i32, ctx.device);
   expect("weights", args.weights, {B, T, k}, dtype, ctx.device);
   if (ctx.counting()) return;
-  if (!ctx.device.is_cpu()) fail_no_cuda("topk_router_forward");
+  if (ctx.device.is_cuda()) {
+    if constexpr (kBuiltWithCuda) return cuda::topk_router_forward(ctx, args);
+    fail_no_cuda("topk_router_forward");
+  }
   if (args.chosen) check_chosen(args.experts, X);
   dispatch_float(dtype, [&]<class Float>() { cpu::topk_router_forward<Float>(args); });
 }
@@ -62,7 +66,10 @@ void topk_router_backward(const Context& ctx, const TopkRouterBackward& args) {
   expect("experts", args.experts, {B, T, k}, DType::i32, ctx.device);
   expect("dlogits", args.dlogits, {B, T, X}, dtype, ctx.device);
   if (ctx.counting()) return;
-  if (!ctx.device.is_cpu()) fail_no_cuda("topk_router_backward");
+  if (ctx.device.is_cuda()) {
+    if constexpr (kBuiltWithCuda) return cuda::topk_router_backward(ctx, args);
+    fail_no_cuda("topk_router_backward");
+  }
   dispatch_float(dtype, [&]<class Float>() { cpu::topk_router_backward<Float>(args); });
 }
 
@@ -76,9 +83,14 @@ void router_statistics(const Context& ctx, const RouterStatistics& args) {
   expect("mass", args.mass, {B, X}, dtype, ctx.device);
   expect("z", args.z, {B}, dtype, ctx.device);
   const ArenaScope scope(*ctx.scratch);
-  const TensorView partial = ctx.scratch->alloc({B, RowBlocks(T).count, 2 * X + 1}, DType::f64);
+  const int64_t max_blocks = ctx.device.is_cuda() ? cuda::kStatisticsBlocks : RowBlocks::kMaxBlocks;
+  const TensorView partial =
+      ctx.scratch->alloc({B, RowBlocks(T, max_blocks).count, 2 * X + 1}, DType::f64);
   if (ctx.counting()) return;
-  if (!ctx.device.is_cpu()) fail_no_cuda("router_statistics");
+  if (ctx.device.is_cuda()) {
+    if constexpr (kBuiltWithCuda) return cuda::router_statistics(ctx, args, partial);
+    fail_no_cuda("router_statistics");
+  }
   dispatch_float(dtype, [&]<class Float>() { cpu::router_statistics<Float>(args, partial); });
 }
 
@@ -92,7 +104,10 @@ void router_loss_backward(const Context& ctx, const RouterLossBackward& args) {
   expect("counts", args.counts, {B, X}, dtype, ctx.device);
   expect("dlogits", args.dlogits, {B, T, X}, dtype, ctx.device);
   if (ctx.counting()) return;
-  if (!ctx.device.is_cpu()) fail_no_cuda("router_loss_backward");
+  if (ctx.device.is_cuda()) {
+    if constexpr (kBuiltWithCuda) return cuda::router_loss_backward(ctx, args);
+    fail_no_cuda("router_loss_backward");
+  }
   dispatch_float(dtype, [&]<class Float>() { cpu::router_loss_backward<Float>(args); });
 }
 

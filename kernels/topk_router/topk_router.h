@@ -45,7 +45,9 @@ struct TopkRouterForward {
   TensorView experts = {};      // (B, T, k) i32, in descending order of choice
   TensorView weights = {};      // (B, T, k) statistics dtype
   RouterOptions options = {};
-  bool chosen = false;  // experts holds the choice already: the weights alone are computed
+  // experts holds the choice already: the weights alone are computed. On a GPU nobody checks it;
+  // the weight of a choice outside [0, X) is NaN.
+  bool chosen = false;
 };
 void topk_router_forward(const Context& ctx, const TopkRouterForward& args);
 
