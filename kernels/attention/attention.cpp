@@ -63,7 +63,7 @@ void attention_backward(const Context& ctx, const AttentionBackward& args) {
   expect("dv", args.dv, args.v.dims, dtype, ctx.device);
   const ArenaScope scope(*ctx.scratch);
   const auto [B, T, Hq] = args.lse.shape<3>("lse: (B, T, Hq)");
-  const Dims stats_dims = ctx.device.is_cuda() ? Dims{B, Hq, T, 2} : Dims{B, T, Hq};
+  const Dims stats_dims = ctx.device.is_cuda() ? Dims{B, Hq, T, 4} : Dims{B, T, Hq};
   const TensorView stats = ctx.scratch->alloc(stats_dims, stat_dtype(dtype));
   if (ctx.counting()) return;
   if (ctx.device.is_cuda()) {

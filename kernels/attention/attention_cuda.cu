@@ -1,9 +1,11 @@
 // B batch, T queries, Hq query heads, hd head dim
 #include "kernels/attention/attention_cuda.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "kernels/attention/attention_plain_cuda.h"
+#include "kernels/attention/attention_tensor_cuda.h"
 #include "kernels/device/reduce.cuh"
 
 namespace sluice::cuda {
@@ -42,7 +44,7 @@ BackwardParams<T> params_of(const AttentionBackward& args, const TensorView& sta
           .y = HeadRows<const T>(args.y),
           .lse = args.lse.as<float>(),
           .lse_stride = args.lse.row_stride,
-          .stats = reinterpret_cast<QueryStats*>(stats.as<float>()),
+          .stats = static_cast<const QueryStats*>(stats.data),
           .dq = HeadRows<T>(args.dq),
           .dk = HeadRows<T>(args.dk),
           .dv = HeadRows<T>(args.dv),
@@ -50,9 +52,21 @@ BackwardParams<T> params_of(const AttentionBackward& args, const TensorView& sta
           .add_to_dq = args.add_to_dq};
 }
 
-// A warp sums one query's dy . y. The floor is one read of both.
-template <class T>
-__global__ void __launch_bounds__(kThreads) attention_stats_kernel(BackwardParams<T> p) {
+// The elements of a head that one lane of a warp takes: kWidth neighbours of every kWidth * 32.
+template <class T, int kWidth>
+struct alignas(kWidth * sizeof(T)) Lane {
+  T values[kWidth];
+  __device__ static const Lane& at(const T* head, int i) {
+    return *reinterpret_cast<const Lane*>(head + i);
+  }
+  __device__ static Lane& at(T* head, int i) { return *reinterpret_cast<Lane*>(head + i); }
+};
+
+// A warp sums one query's dy . y, and notes its bounds. The floor is one read of both.
+template <class T, int kWidth>
+__global__ void __launch_bounds__(kThreads)
+    attention_stats_kernel(BackwardParams<T> p, QueryStats* stats) {
+  using Part = Lane<T, kWidth>;
   const auto [B, T_, S, Hq, Hkv, hd] = p.sizes;
   const int64_t n = int64_t(blockIdx.x) * kWarps + threadIdx.x / kWarp;
   if (n >= int64_t(B) * T_ * Hq) return;
@@ -60,12 +74,19 @@ __global__ void __launch_bounds__(kThreads) attention_stats_kernel(BackwardParam
   const T* const dy = p.dy.head(b, int64_t(h) * hd) + t * p.dy.stride;
   const T* const y = p.y.head(b, int64_t(h) * hd) + t * p.y.stride;
   float dot = 0;
-  for (int i = threadIdx.x % kWarp; i < hd; i += kWarp) dot += to_float(dy[i]) * to_float(y[i]);
+  for (int i = threadIdx.x % kWarp * kWidth; i < hd; i += kWarp * kWidth) {
+    const Part dy_part = Part::at(dy, i), y_part = Part::at(y, i);
+#pragma unroll
+    for (int j = 0; j < kWidth; ++j)
+      dot += to_float(dy_part.values[j]) * to_float(y_part.values[j]);
+  }
   dot = warp_sum(dot);
   if (threadIdx.x % kWarp != 0) return;
   const float lse = p.lse[(int64_t(b) * T_ + t) * p.lse_stride + h];
-  p.stats[(int64_t(b) * Hq + h) * T_ + t] = {.log2_sum = lse == -INFINITY ? INFINITY : lse * kLog2E,
-                                             .dy_y = dot};
+  stats[(int64_t(b) * Hq + h) * T_ + t] = {.log2_sum = lse == -INFINITY ? INFINITY : lse * kLog2E,
+                                           .dy_y = dot,
+                                           .begin = p.mask.begin(b, t),
+                                           .end = p.mask.end(t)};
 }
 
 template <class T>
@@ -80,8 +101,9 @@ struct MergeParams {
 };
 
 // A warp joins one query's two results. The floor is two reads and a write of y.
-template <class T>
+template <class T, int kWidth>
 __global__ void __launch_bounds__(kThreads) attention_merge_kernel(MergeParams<T> p) {
+  using Part = Lane<T, kWidth>;
   const int64_t n = int64_t(blockIdx.x) * kWarps + threadIdx.x / kWarp;
   if (n >= p.rows * p.heads) return;
   const int64_t row = n / p.heads;
@@ -94,11 +116,31 @@ __global__ void __launch_bounds__(kThreads) attention_merge_kernel(MergeParams<T
   const float sum = own_weight + part_weight;
   T* const y = p.y + row * p.y_stride + int64_t(h) * p.hd;
   const T* const part_y = p.part_y + row * p.part_y_stride + int64_t(h) * p.hd;
-  for (int i = threadIdx.x % kWarp; i < p.hd; i += kWarp) {
-    y[i] = from_float<T>((own_weight * to_float(y[i]) + part_weight * to_float(part_y[i])) / sum);
+  for (int i = threadIdx.x % kWarp * kWidth; i < p.hd; i += kWarp * kWidth) {
+    Part joined = Part::at(y, i);
+    const Part other = Part::at(part_y, i);
+#pragma unroll
+    for (int j = 0; j < kWidth; ++j) {
+      const float weighted =
+          own_weight * to_float(joined.values[j]) + part_weight * to_float(other.values[j]);
+      joined.values[j] = from_float<T>(weighted / sum);
+    }
+    Part::at(y, i) = joined;
   }
   __syncwarp();  // all have read lse
   if (threadIdx.x % kWarp == 0) lse = largest + logf(sum);
+}
+
+// Whether heads are 16-byte pieces of rows.
+template <class T>
+bool takes_packs(int64_t hd, std::initializer_list<const TensorView*> outputs,
+                 std::initializer_list<const ConstTensorView*> inputs) {
+  constexpr int64_t kWidth = Pack<T>::kWidth;
+  const auto takes = [](const auto* view) {
+    return view->row_stride % kWidth == 0 && reinterpret_cast<uintptr_t>(view->data) % 16 == 0;
+  };
+  return hd % kWidth == 0 && std::all_of(outputs.begin(), outputs.end(), takes) &&
+         std::all_of(inputs.begin(), inputs.end(), takes);
 }
 
 Grid warp_each(int64_t count) {
@@ -108,8 +150,13 @@ Grid warp_each(int64_t count) {
 }  // namespace
 
 void attention_forward(const Context& ctx, const AttentionForward& args) {
-  dispatch_float(args.q.dtype,
-                 [&]<class T>() { attention_forward_plain<T>(ctx, params_of<T>(args)); });
+  dispatch_float(args.q.dtype, [&]<class T>() {
+    const ForwardParams<T> params = params_of<T>(args);
+    if constexpr (std::is_same_v<T, Bf16>) {
+      if (takes_tensor_cores(params)) return attention_forward_tensor(ctx, params);
+    }
+    attention_forward_plain<T>(ctx, params);
+  });
 }
 
 void attention_merge(const Context& ctx, const AttentionMerge& args) {
@@ -125,7 +172,9 @@ void attention_merge(const Context& ctx, const AttentionMerge& args) {
                                 .rows = args.y.rows(),
                                 .heads = int(args.y.dim(2)),
                                 .hd = int(args.y.dim(3))};
-    launch(ctx, "attention_merge", warp_each(params.rows * params.heads), attention_merge_kernel<T>,
+    const bool packs = takes_packs<T>(params.hd, {&args.y}, {&args.part_y});
+    launch(ctx, "attention_merge", warp_each(params.rows * params.heads),
+           packs ? attention_merge_kernel<T, Pack<T>::kWidth> : attention_merge_kernel<T, 1>,
            params);
   });
 }
@@ -133,8 +182,17 @@ void attention_merge(const Context& ctx, const AttentionMerge& args) {
 void attention_backward(const Context& ctx, const AttentionBackward& args, TensorView stats) {
   dispatch_float(args.q.dtype, [&]<class T>() {
     const BackwardParams<T> params = params_of<T>(args, stats);
-    launch(ctx, "attention_backward", warp_each(args.lse.numel()), attention_stats_kernel<T>,
-           params);
+    const bool packs = takes_packs<T>(params.sizes.hd, {}, {&args.dy, &args.y});
+    launch(ctx, "attention_backward", warp_each(args.lse.numel()),
+           packs ? attention_stats_kernel<T, Pack<T>::kWidth> : attention_stats_kernel<T, 1>,
+           params, static_cast<QueryStats*>(stats.data));
+    if constexpr (std::is_same_v<T, Bf16>) {
+      if (takes_tensor_cores(params)) {
+        attention_backward_dkv_tensor(ctx, params);
+        attention_backward_dq_tensor(ctx, params);
+        return;
+      }
+    }
     attention_backward_plain<T>(ctx, params);
   });
 }

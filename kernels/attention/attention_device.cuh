@@ -2,6 +2,8 @@
 // B batch, T queries, S keys, Hq query heads, Hkv key-value heads, hd head dim
 #pragma once
 
+#include <cstdlib>
+
 #include "kernels/attention/attention_cuda.h"
 #include "kernels/device/dispatch.cuh"
 #include "kernels/device/launch.cuh"
@@ -25,21 +27,21 @@ struct HeadRows {
   __device__ T* head(int b, int64_t column) const { return data + b * batch_stride + column; }
 };
 
+constexpr int kMaxTokens = 1 << 29;  // of a row: indices and their differences are ints
+
 // Query t sees keys [begin(b, t), end(t)), maybe none. Neither bound decreases with t.
 struct AttentionMask {
   const int32_t* doc_begin = nullptr;
   int64_t doc_stride = 0;
-  int64_t query_begin = 0;
-  int64_t window = 0;
+  int query_begin = 0;
+  int window = 0;
   int keys = 0;
 
-  __device__ int end(int t) const {
-    return int(max(int64_t(0), min(t + query_begin + 1, int64_t(keys))));
-  }
+  __device__ int end(int t) const { return max(0, min(t + query_begin + 1, keys)); }
   __device__ int begin(int b, int t) const {
-    int64_t first = max(int64_t(0), doc_begin[b * doc_stride + t] + query_begin);
-    if (window > 0) first = max(first, t + query_begin - window + 1);
-    return int(min(first, int64_t(end(t))));
+    const int document = max(doc_begin[b * doc_stride + t], -kMaxTokens) + query_begin;
+    const int first = window > 0 ? max(document, t + query_begin - window + 1) : document;
+    return min(max(0, first), end(t));
   }
 };
 
@@ -61,11 +63,12 @@ struct ForwardParams {
   float scale = 0;
 };
 
-// Of one query in the backward: what its probabilities and their gradients need beside the scores.
-// A query that sees nothing has log2_sum +infinity: all its probabilities come out 0.
-struct QueryStats {
-  float log2_sum = 0;  // log2(e) lse
-  float dy_y = 0;      // dy . y
+// What the backward needs of a query beside its rows. A query that sees nothing has log2_sum
+// +infinity: all its probabilities come out 0.
+struct alignas(16) QueryStats {
+  float log2_sum = 0;      // log2(e) lse
+  float dy_y = 0;          // dy . y
+  int begin = 0, end = 0;  // the keys that it sees
 };
 
 template <class T>
@@ -75,7 +78,7 @@ struct BackwardParams {
   HeadRows<const T> dy, q, k, v, y;
   const float* lse = nullptr;
   int64_t lse_stride = 0;
-  QueryStats* stats = nullptr;  // (B, Hq, T), scratch
+  const QueryStats* stats = nullptr;  // (B, Hq, T)
   HeadRows<T> dq, dk, dv;
   float scale = 0;
   bool add_to_dq = false;
@@ -92,10 +95,14 @@ AttentionSizes sizes_of(const Args& args) {
 }
 template <class Args>
 AttentionMask mask_of(const Args& args) {
+  SLUICE_CHECK(args.q.dim(1) + args.k.dim(1) + std::abs(args.query_begin) < kMaxTokens,
+               "attention on a GPU takes rows of at most ", kMaxTokens, " tokens, got ",
+               args.q.dim(1), " queries from ", args.query_begin, " on and ", args.k.dim(1),
+               " keys");
   return {.doc_begin = args.doc_begin.template as<int32_t>(),
           .doc_stride = args.doc_begin.row_stride,
-          .query_begin = args.query_begin,
-          .window = args.window,
+          .query_begin = int(args.query_begin),
+          .window = int(std::min<int64_t>(args.window, kMaxTokens)),
           .keys = int(args.k.dim(1))};
 }
 

@@ -228,11 +228,10 @@ __device__ TileGradient tile_gradient(SharedTiles& tiles, const BackwardParams<T
   for (int i = 0; i < kSide; ++i) {
     const int t = min(first + row_of(i), T_ - 1);
     const QueryStats stats = p.stats[(int64_t(b) * Hq + h) * T_ + t];
-    const int begin = p.mask.begin(b, t), end = p.mask.end(t);
 #pragma unroll
     for (int j = 0; j < kSide; ++j) {
       const int s = key + column_of(j);
-      const bool sees = first + row_of(i) < T_ && s >= begin && s < end;
+      const bool sees = first + row_of(i) < T_ && s >= stats.begin && s < stats.end;
       const float weight =
           sees ? exp2f(p.scale * kLog2E * tile.weights.at[i][j] - stats.log2_sum) : 0.0f;
       tile.weights.at[i][j] = weight;
@@ -252,14 +251,14 @@ __global__ void __launch_bounds__(kThreads)
   const Work work((S + kTile - 1) / kTile, Hkv);
   const int key = work.tile * kTile, group = Hq / Hkv;
   Part dk, dv;
-  const int64_t first_seeing = max(int64_t(0), key - p.mask.query_begin);
-  const int64_t tiles_end =
+  const int first_seeing = max(0, key - p.mask.query_begin);
+  const int tiles_end =
       count_seeing_tiles<kThreads, kTile>(p.sizes, p.mask, work.b, min(key + kTile, S));
   for (int h = work.head * group; h < (work.head + 1) * group; ++h) {
     const T* const q = p.q.head(work.b, int64_t(h) * hd);
     const T* const dy = p.dy.head(work.b, int64_t(h) * hd);
-    for (int64_t tile = first_seeing / kTile; tile < tiles_end; ++tile) {
-      const int first = int(tile) * kTile;
+    for (int tile = first_seeing / kTile; tile < tiles_end; ++tile) {
+      const int first = tile * kTile;
       const TileGradient gradient = tile_gradient(tiles, p, work.b, h, first, key);
       add_weighted<true>(tiles, dv, gradient.weights, dy, p.dy.stride, first, T_, work.column, hd);
       add_weighted<true>(tiles, dk, gradient.ds, q, p.q.stride, first, T_, work.column, hd);

@@ -76,12 +76,18 @@ void run(Side& side, const AttentionShape& a) {
 class AttentionGpu : public testing::TestWithParam<AttentionShape> {};
 
 TEST_P(AttentionGpu, AgreesWithCpu) {
-  check_on_gpu([](Side& side) { run(side, GetParam()); });
+  check_on_gpu([](Side& side) { run(side, GetParam()); }, {.arena_bytes = size_t{1} << 20});
 }
 
 std::vector<AttentionShape> odd_shapes() {
   return {
-      {.name = "one_token_of_many_keys", .B = 2, .Hq = 4, .Hkv = 2, .hd = 8, .query_begin = 70},
+      {.name = "one_token_of_many_keys",
+       .B = 2,
+       .Hq = 4,
+       .Hkv = 2,
+       .hd = 8,
+       .query_begin = 70,
+       .first = -100},
       {.name = "primes", .B = 2, .T = 13, .Hq = 3, .Hkv = 1, .hd = 7},
       {.name = "several_tiles", .T = 131, .Hq = 4, .Hkv = 2, .hd = 5},
       {.name = "odd_rows", .B = 2, .T = 70, .Hq = 2, .Hkv = 1, .hd = 64, .padding = 3},
