@@ -5,8 +5,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <vector>
 
 #include "kernels/attention/attention.h"
+#include "kernels/core/device_memory.h"
 #include "kernels/elementwise/elementwise.h"
 #include "kernels/rope/rope.h"
 
@@ -140,8 +142,9 @@ void Attention::step(const Context& ctx, const LayerStep& io) const {
   const TensorView y = scratch.alloc({B, 1, Hq, hd}, dtype);
   const TensorView lse = scratch.alloc({1, 1, Hq}, stat_dtype(dtype));
   if (!ctx.counting()) {
-    std::fill_n(positions.as<int32_t>(), B, int32_t(io.position));
-    *doc_begin.as<int32_t>() = int32_t(1 - visible);
+    const std::vector<int32_t> at(B, int32_t(io.position)), begin(1, int32_t(1 - visible));
+    copy_bytes(positions.data, ctx.device, at.data(), kCpu, B * sizeof(int32_t), ctx.stream);
+    copy_bytes(doc_begin.data, ctx.device, begin.data(), kCpu, sizeof(int32_t), ctx.stream);
   }
   qkv_.forward(ctx, io.x, qkv);
   rotate(ctx, qkv, positions, /*backward=*/false);
