@@ -16,18 +16,7 @@ template <class T>
 T widen(T value) {
   return value;
 }
-inline float widen(bf16 value) { return std::bit_cast<float>(uint32_t{value.bits} << 16); }
-
-template <class T>
-void narrow(T value, T& out) {
-  out = value;
-}
-// To the nearest, ties to even. A NaN stays a NaN: its payload must not round up to infinity.
-inline void narrow(float value, bf16& out) {
-  const uint32_t bits = std::bit_cast<uint32_t>(value);
-  out.bits = value != value ? uint16_t((bits >> 16) | 0x40)
-                            : uint16_t((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16);
-}
+inline float widen(bf16 value) { return float(value); }
 
 struct Sum {
   template <class A>
@@ -69,7 +58,7 @@ void reduce(std::span<const void* const> leaves, int64_t count, void* out) {
                 blocks.data() + kBlock);
     // Only now, because `out` may be a leaf.
     T* to = static_cast<T*>(out) + begin;
-    for (int64_t i = 0; i < block; ++i) narrow(blocks[i], to[i]);
+    for (int64_t i = 0; i < block; ++i) to[i] = T(blocks[i]);
   }
 }
 

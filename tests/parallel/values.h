@@ -1,7 +1,6 @@
 // Vectors of any dtype, for suites that run over all of them.
 #pragma once
 
-#include <bit>
 #include <cstring>
 #include <vector>
 
@@ -57,7 +56,7 @@ class Values {
   }
   void set(int64_t i, double number) {
     with_type(dtype_, [&](auto zero) {
-      decltype(zero) value = from_double(zero, number);
+      const auto value = decltype(zero)(number);
       std::memcpy(bytes_.data() + i * sizeof value, &value, sizeof value);
     });
   }
@@ -69,17 +68,10 @@ class Values {
   bool operator==(const Values& other) const { return bytes_ == other.bytes_; }
 
  private:
-  static double to_double(bf16 value) { return std::bit_cast<float>(uint32_t{value.bits} << 16); }
+  static double to_double(bf16 value) { return float(value); }
   template <class T>
   static double to_double(T value) {
     return double(value);
-  }
-  static bf16 from_double(bf16, double number) {  // exact for the few bits that tests use
-    return {uint16_t(std::bit_cast<uint32_t>(float(number)) >> 16)};
-  }
-  template <class T>
-  static T from_double(T, double number) {
-    return T(number);
   }
 
   DType dtype_;
