@@ -36,6 +36,7 @@ void* allocate_bytes(size_t bytes, Device device) {
   }
   CUDA_CHECK(status);
   CUDA_CHECK(cudaMemset(data, 0, bytes));
+  CUDA_CHECK(cudaStreamSynchronize(cudaStreamLegacy));  // streams of ours do not wait for that one
   return data;
 }
 

@@ -1,7 +1,7 @@
 // accumulate: what the tree over micro-batches costs beside their forwards and backwards.
 #include "kernels/elementwise/elementwise.h"
 #include "parallel/micro_batch_tree.h"
-#include "tests/bench/workload.h"
+#include "tests/bench/cases.h"
 
 namespace sluice::bench {
 namespace {
@@ -10,7 +10,7 @@ namespace {
 // after. (Of m leaves m - 1 are added.)
 class Accumulate final : public Workload {
  public:
-  explicit Accumulate(int64_t n) : buffers_{uniform({n}), uniform({n})} {}
+  explicit Accumulate(int64_t n) : Workload({}), buffers_{uniform({n}), uniform({n})} {}
   void forward(const Context& ctx) override {
     zero(ctx, buffers_[1]);
     merge_leaf({.buffer = 1, .merges = 1}, buffers_, 0, buffers_[0].numel());
@@ -23,13 +23,11 @@ class Accumulate final : public Workload {
 }  // namespace
 
 // Writes zeros, reads both buffers, writes one.
-Family accumulate_family() {
-  const int64_t n = int64_t{1} << 24;
-  return {.name = "accumulate",
-          .cases = {{.shape = {{"n", n}},
-                     .passes = Passes::forward,
-                     .forward = {.bytes = 4 * double(sizeof(float)) * double(n)},
-                     .make = [=] { return std::make_unique<Accumulate>(n); }}}};
+Case accumulate_case(int64_t n) {
+  return {.shape = {{"n", n}},
+          .passes = Passes::forward,
+          .forward = {.bytes = 4 * kFloat * double(n)},
+          .make = [=] { return std::make_unique<Accumulate>(n); }};
 }
 
 }  // namespace sluice::bench

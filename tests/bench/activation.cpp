@@ -1,19 +1,16 @@
 // activation: of feed-forward layers.
 // T tokens, F hidden width
-#include "kernels/activation/activation.h"
-
-#include "tests/bench/workload.h"
+#include "tests/bench/cases.h"
 
 namespace sluice::bench {
 namespace {
 
-constexpr double kFloat = sizeof(float);
-
 // Gate and up are the two halves of one projection's output, and so are their gradients.
 class Feedforward final : public Workload {
  public:
-  Feedforward(Activation kind, int64_t T, int64_t F)
-      : kind_(kind),
+  Feedforward(const Target& target, Activation kind, int64_t T, int64_t F)
+      : Workload(target),
+        kind_(kind),
         F_(F),
         gate_up_(uniform({1, T, gated() ? 2 * F : F}, 4)),
         y_(zeros({1, T, F})),
@@ -44,23 +41,16 @@ class Feedforward final : public Workload {
   TensorView gate_up_, y_, dy_, dgate_up_;
 };
 
-Case activation_case(Activation kind, int64_t T, int64_t F) {
-  const double elements = double(T) * double(F);
-  const int inputs = kind == Activation::swiglu ? 2 : 1;
-  return {.shape = {{"kind", int64_t(kind)}, {"T", T}, {"F", F}},
-          .forward = {.bytes = kFloat * (inputs + 1) * elements},       // x, up; y
-          .backward = {.bytes = kFloat * (2 * inputs + 1) * elements},  // dy, x, up; dx, dup
-          .make = [=] { return std::make_unique<Feedforward>(kind, T, F); }};
-}
-
 }  // namespace
 
-// SwiGLU, squared ReLU and GELU, in the order of the enumeration.
-Family activation_family() {
-  return {.name = "activation",
-          .cases = {activation_case(Activation::swiglu, 2048, 2048),
-                    activation_case(Activation::relu2, 2048, 3072),
-                    activation_case(Activation::gelu, 2048, 3072)}};
+Case activation_case(const Target& target, Activation kind, int64_t T, int64_t F) {
+  const double elements = target.width() * double(T) * double(F);
+  const int inputs = kind == Activation::swiglu ? 2 : 1;
+  return {.part = enum_names(kind)[size_t(kind)],
+          .shape = {{"B", 1}, {"T", T}, {"F", F}},
+          .forward = {.bytes = (inputs + 1) * elements},       // x, up; y
+          .backward = {.bytes = (2 * inputs + 1) * elements},  // dy, x, up; dx, dup
+          .make = [=] { return std::make_unique<Feedforward>(target, kind, T, F); }};
 }
 
 }  // namespace sluice::bench

@@ -1,27 +1,25 @@
 // attention: causal, grouped queries.
-// T tokens, Hq query heads, Hkv key-value heads, hd head dim
 #include "kernels/attention/attention.h"
 
-#include "tests/bench/workload.h"
+#include "tests/bench/cases.h"
 
 namespace sluice::bench {
 namespace {
 
-constexpr double kFloat = sizeof(float);
-
 class Attention final : public Workload {
  public:
-  Attention(int64_t T, int64_t Hq, int64_t Hkv, int64_t hd)
-      : q_(uniform({1, T, Hq, hd})),
-        k_(uniform({1, T, Hkv, hd})),
-        v_(uniform({1, T, Hkv, hd})),
-        doc_begin_(zeros({1, T}, DType::i32)),
-        y_(zeros({1, T, Hq, hd})),
-        lse_(zeros({1, T, Hq})),
-        dy_(uniform({1, T, Hq, hd})),
-        dq_(zeros({1, T, Hq, hd})),
-        dk_(zeros({1, T, Hkv, hd})),
-        dv_(zeros({1, T, Hkv, hd})) {}
+  Attention(const Target& target, const AttentionShape& s)
+      : Workload(target),
+        q_(uniform({s.B, s.T, s.Hq, s.hd})),
+        k_(uniform({s.B, s.T, s.Hkv, s.hd})),
+        v_(uniform({s.B, s.T, s.Hkv, s.hd})),
+        doc_begin_(zeros({s.B, s.T}, DType::i32)),
+        y_(zeros({s.B, s.T, s.Hq, s.hd})),
+        lse_(stat_zeros({s.B, s.T, s.Hq})),
+        dy_(uniform({s.B, s.T, s.Hq, s.hd})),
+        dq_(zeros({s.B, s.T, s.Hq, s.hd})),
+        dk_(zeros({s.B, s.T, s.Hkv, s.hd})),
+        dv_(zeros({s.B, s.T, s.Hkv, s.hd})) {}
 
   void forward(const Context& ctx) override {
     attention_forward(ctx,
@@ -44,22 +42,18 @@ class Attention final : public Workload {
   TensorView q_, k_, v_, doc_begin_, y_, lse_, dy_, dq_, dk_, dv_;
 };
 
-// The causal half counts: two products forward, five backward.
-Case attention_case(int64_t T, int64_t Hq, int64_t Hkv, int64_t hd) {
-  const double product = double(T) * double(T) * double(Hq) * double(hd);
-  const double queries = double(T) * double(Hq) * double(hd);
-  const double keys = double(T) * double(Hkv) * double(hd);
-  return {.shape = {{"B", 1}, {"T", T}, {"Hq", Hq}, {"Hkv", Hkv}, {"hd", hd}},
-          .forward = {.bytes = kFloat * (2 * queries + 2 * keys), .flops = 2 * product},
-          .backward = {.bytes = kFloat * (4 * queries + 4 * keys), .flops = 5 * product},
-          .make = [=] { return std::make_unique<Attention>(T, Hq, Hkv, hd); }};
-}
-
 }  // namespace
 
-Family attention_family() {
-  return {.name = "attention",
-          .cases = {attention_case(512, 12, 4, 64), attention_case(2048, 12, 4, 64)}};
+// The causal half counts: two products forward, five backward.
+Case attention_case(const Target& target, const AttentionShape& s) {
+  const double tokens = double(s.B) * double(s.T);
+  const double product = tokens * double(s.T) * double(s.Hq) * double(s.hd);
+  const double queries = target.width() * tokens * double(s.Hq) * double(s.hd);
+  const double keys = target.width() * tokens * double(s.Hkv) * double(s.hd);
+  return {.shape = {{"B", s.B}, {"T", s.T}, {"Hq", s.Hq}, {"Hkv", s.Hkv}, {"hd", s.hd}},
+          .forward = {.bytes = 2 * queries + 2 * keys, .flops = 2 * product},
+          .backward = {.bytes = 4 * queries + 4 * keys, .flops = 5 * product},
+          .make = [=] { return std::make_unique<Attention>(target, s); }};
 }
 
 }  // namespace sluice::bench

@@ -13,7 +13,7 @@ AVX2_BENCH = None
 
 
 def bench(*arguments, program=None):
-    command = [program or BENCH, *arguments]
+    command = [program or BENCH, "--device", "cpu", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
@@ -23,8 +23,10 @@ class Bench(unittest.TestCase):
         self.assertEqual(result.returncode, 0, result.stderr)
         norm, adamw, ceilings = [json.loads(line) for line in result.stdout.splitlines()]
         self.assertEqual([norm["op"], adamw["op"], ceilings["op"]], ["norm", "adamw", "ceilings"])
-        for key in ("B", "T", "D", "threads", "fwd_ms", "bwd_ms", "fwdbwd_ms", "tb_s", "of_copy"):
+        for key in ("B", "T", "D", "threads", "fwd_ms", "bwd_ms", "fwdbwd_ms", "tb_s", "of_copy",
+                    "fwd_of_copy", "bwd_of_copy"):
             self.assertGreater(norm[key], 0, key)
+        self.assertTrue(norm["fwd_p10_ms"] <= norm["fwd_ms"] <= norm["fwd_p90_ms"])
         self.assertNotIn("bwd_ms", adamw)
         # Seven floats a parameter, in the time of the one pass.
         expected = 28e-12 * adamw["n"] / (1e-3 * adamw["fwd_ms"])
@@ -53,7 +55,8 @@ class Bench(unittest.TestCase):
         self.assertEqual((result.returncode, result.stdout), (2, ""))
         self.assertIn("did you mean 'norm'", result.stderr)
         self.assertIn("gated_norm", result.stderr)
-        for arguments in (["--opps", "norm"], ["--ops"], ["--threads", "0"], ["norm"]):
+        for arguments in (["--opps", "norm"], ["--ops"], ["--threads", "0"], ["norm"],
+                          ["--device", "tpu"], ["--precision", "f16"], ["--precision", "bf16"]):
             self.assertEqual(bench(*arguments).returncode, 2, arguments)
 
     def test_help_leaves_with_0(self):

@@ -1,5 +1,4 @@
 // copy, gemm, xent, adamw.
-// T tokens, D model, V vocabulary
 #include <cblas.h>
 #ifdef __SSE2__
 #include <emmintrin.h>
@@ -10,14 +9,13 @@
 
 #include "kernels/adamw/adamw.h"
 #include "kernels/core/threads.h"
+#include "kernels/elementwise/elementwise.h"
 #include "kernels/gemm/gemm.h"
 #include "kernels/linear_xent/linear_xent.h"
-#include "tests/bench/workload.h"
+#include "tests/bench/cases.h"
 
 namespace sluice::bench {
 namespace {
-
-constexpr double kFloat = sizeof(float);
 
 // Past the cache where the processor can: a plain store first reads what it overwrites, and the
 // ceiling would be a third too low. Both pointers are aligned, bytes are a multiple of 16.
@@ -35,16 +33,20 @@ void copy_block(const uint8_t* x, uint8_t* y, int64_t bytes) {
 
 class Copy final : public Workload {
  public:
-  explicit Copy(int64_t bytes)
-      : bytes_(bytes), x_(zeros({bytes}, DType::u8)), y_(zeros({bytes}, DType::u8)) {}
+  Copy(const Target& target, int64_t bytes)
+      : Workload(target),
+        bytes_(bytes),
+        x_(stat_uniform({bytes / int64_t(sizeof(float))})),
+        y_(stat_zeros(x_.dims)) {}
 
   void forward(const Context& ctx) override {
+    if (ctx.device.is_cuda()) return copy(ctx, x_, y_);
     if (!ctx.counting()) peer();
   }
   void peer() override {
     constexpr int64_t kBlock = int64_t{4} << 20;
-    const uint8_t* const x = x_.as<uint8_t>();
-    uint8_t* const y = y_.as<uint8_t>();
+    const uint8_t* const x = static_cast<const uint8_t*>(x_.data);
+    uint8_t* const y = static_cast<uint8_t*>(y_.data);
 #pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < bytes_; i += kBlock) {
       copy_block(x + i, y + i, std::min(kBlock, bytes_ - i));
@@ -58,13 +60,13 @@ class Copy final : public Workload {
 
 // OpenBLAS as its users call it: the whole product at once, with all threads.
 //   C = op(A) op(B) + beta C
-struct Product {
+struct Blas {
   ConstTensorView a = {}, b = {};
   TensorView c = {};
   bool transpose_a = false, transpose_b = false;
   float beta = 0;
 };
-void openblas(const Product& p) {
+void openblas(const Blas& p) {
   const int threads = num_threads();
   openblas_set_num_threads(threads);
   cblas_sgemm(CblasRowMajor, p.transpose_a ? CblasTrans : CblasNoTrans,
@@ -77,13 +79,14 @@ void openblas(const Product& p) {
 // A linear layer: y = x W^T, and both gradients.
 class Linear final : public Workload {
  public:
-  Linear(int64_t T, int64_t in, int64_t out)
-      : x_(uniform({T, in})),
+  Linear(const Target& target, int64_t T, int64_t in, int64_t out)
+      : Workload(target),
+        x_(uniform({T, in})),
         weight_(uniform({out, in})),
         y_(zeros({T, out})),
         dy_(uniform({T, out})),
         dx_(zeros({T, in})),
-        dweight_(zeros({out, in})) {}
+        dweight_(stat_zeros({out, in})) {}
 
   void forward(const Context& ctx) override {
     gemm(ctx, {.a = x_, .b = weight_, .c = y_, .transpose_b = true});
@@ -102,9 +105,38 @@ class Linear final : public Workload {
   TensorView x_, weight_, y_, dy_, dx_, dweight_;
 };
 
+// One product of it.
+class LinearProduct final : public Workload {
+ public:
+  LinearProduct(const Target& target, Product product, int64_t T, int64_t in, int64_t out)
+      : Workload(target), product_(product) {
+    const bool forward = product == Product::forward;
+    const bool of_weight = product == Product::weight_gradient;
+    x_ = product == Product::data_gradient ? zeros({T, in}) : uniform({T, in});
+    weight_ = of_weight ? stat_zeros({out, in}) : uniform({out, in});
+    y_ = forward ? zeros({T, out}) : uniform({T, out});
+  }
+
+  void forward(const Context& ctx) override {
+    switch (product_) {
+      case Product::forward:
+        return gemm(ctx, {.a = x_, .b = weight_, .c = y_, .transpose_b = true});
+      case Product::data_gradient:
+        return gemm(ctx, {.a = y_, .b = weight_, .c = x_});
+      case Product::weight_gradient:
+        return gemm(ctx, {.a = y_, .b = x_, .c = weight_, .transpose_a = true, .beta = 1});
+    }
+  }
+
+ private:
+  Product product_;
+  TensorView x_, weight_, y_;  // or their gradients
+};
+
 class OpenBlas final : public Workload {
  public:
-  explicit OpenBlas(int64_t n) : x_(uniform({n, n})), weight_(uniform({n, n})), y_(zeros({n, n})) {}
+  OpenBlas(const Target& target, int64_t n)
+      : Workload(target), x_(uniform({n, n})), weight_(uniform({n, n})), y_(zeros({n, n})) {}
   void forward(const Context& ctx) override {
     if (!ctx.counting()) peer();
   }
@@ -114,26 +146,19 @@ class OpenBlas final : public Workload {
   TensorView x_, weight_, y_;
 };
 
-Case linear_case(int64_t T, int64_t in, int64_t out) {
-  const double flops = 2.0 * double(T) * double(in) * double(out);
-  return {.shape = {{"T", T}, {"in", in}, {"out", out}},
-          .forward = {.flops = flops},
-          .backward = {.flops = 2 * flops},
-          .has_peer = true,
-          .make = [=] { return std::make_unique<Linear>(T, in, out); }};
-}
-
 class Xent final : public Workload {
  public:
-  Xent(int64_t T, int64_t D, int64_t V)
-      : hidden_(uniform({1, T, D})),
+  Xent(const Target& target, int64_t T, int64_t D, int64_t V)
+      : Workload(target),
+        hidden_(uniform({1, T, D})),
         weight_(uniform({V, D}, 0.05)),
         targets_(zeros({1, T}, DType::i32)),
-        losses_(zeros({1, T})),
+        losses_(stat_zeros({1, T})),
         loss_sum_(zeros({1}, DType::f64)),
         dhidden_(zeros({1, T, D})),
-        dweight_(zeros({V, D})),
-        logits_(zeros({T, V})) {}
+        dweight_(stat_zeros({V, D})) {
+    if (target.device.is_cpu()) peer_logits_ = zeros({T, V});
+  }
 
   void forward(const Context& ctx) override {
     linear_xent_forward(ctx, {.hidden = hidden_,
@@ -153,19 +178,25 @@ class Xent final : public Workload {
   }
   // The products alone.
   void peer() override {
-    openblas({.a = hidden_.matrix(), .b = weight_, .c = logits_, .transpose_b = true});
-    openblas({.a = logits_, .b = weight_, .c = dhidden_.matrix()});
-    openblas({.a = logits_, .b = hidden_.matrix(), .c = dweight_, .transpose_a = true, .beta = 1});
+    openblas({.a = hidden_.matrix(), .b = weight_, .c = peer_logits_, .transpose_b = true});
+    openblas({.a = peer_logits_, .b = weight_, .c = dhidden_.matrix()});
+    openblas(
+        {.a = peer_logits_, .b = hidden_.matrix(), .c = dweight_, .transpose_a = true, .beta = 1});
   }
 
  private:
-  TensorView hidden_, weight_, targets_, losses_, loss_sum_, dhidden_, dweight_, logits_;
+  TensorView hidden_, weight_, targets_, losses_, loss_sum_, dhidden_, dweight_, peer_logits_;
 };
 
+// Values, gradients and moments are f32 whatever the model computes in.
 class Adam final : public Workload {
  public:
-  explicit Adam(int64_t n)
-      : value_(uniform({n})), grad_(uniform({n})), m_(zeros({n})), v_(zeros({n})) {}
+  Adam(const Target& target, int64_t n)
+      : Workload(target),
+        value_(stat_uniform({n})),
+        grad_(stat_uniform({n})),
+        m_(stat_zeros({n})),
+        v_(stat_zeros({n})) {}
   void forward(const Context& ctx) override {
     adamw(ctx, {.value = value_,
                 .grad = grad_,
@@ -179,53 +210,60 @@ class Adam final : public Workload {
   TensorView value_, grad_, m_, v_;
 };
 
+double linear_flops(int64_t T, int64_t in, int64_t out) {
+  return 2.0 * double(T) * double(in) * double(out);
+}
+
 }  // namespace
 
-Case copy_ceiling() {
-  const int64_t bytes = int64_t{128} << 20;
+Case copy_case(const Target& target, int64_t bytes) {
   return {.shape = {{"bytes", bytes}},
           .passes = Passes::forward,
           .forward = {.bytes = 2.0 * double(bytes)},
-          .make = [=] { return std::make_unique<Copy>(bytes); }};
+          .make = [=] { return std::make_unique<Copy>(target, bytes); }};
 }
 
-Case gemm_ceiling() {
-  const int64_t n = 2048;
+Case linear_case(const Target& target, int64_t T, int64_t in, int64_t out) {
+  const double flops = linear_flops(T, in, out);
+  return {.shape = {{"T", T}, {"in", in}, {"out", out}},
+          .forward = {.flops = flops},
+          .backward = {.flops = 2 * flops},
+          .has_peer = true,
+          .make = [=] { return std::make_unique<Linear>(target, T, in, out); }};
+}
+
+Case product_case(const Target& target, Product product, int64_t T, int64_t in, int64_t out) {
+  constexpr const char* kNames[] = {"forward", "dgrad", "wgrad"};
+  return {.part = kNames[int(product)],
+          .shape = {{"T", T}, {"in", in}, {"out", out}},
+          .passes = Passes::forward,
+          .forward = {.flops = linear_flops(T, in, out)},
+          .make = [=] { return std::make_unique<LinearProduct>(target, product, T, in, out); }};
+}
+
+Case openblas_case(const Target& target, int64_t n) {
   return {.shape = {{"T", n}, {"in", n}, {"out", n}},
           .passes = Passes::forward,
-          .forward = {.flops = 2.0 * double(n) * double(n) * double(n)},
-          .make = [=] { return std::make_unique<OpenBlas>(n); }};
+          .forward = {.flops = linear_flops(n, n, n)},
+          .make = [=] { return std::make_unique<OpenBlas>(target, n); }};
 }
 
-Family copy_family() { return {.name = "copy", .cases = {copy_ceiling()}}; }
-
-// The square one, then in_proj, x_proj and out_proj of mamba-130m.
-Family gemm_family() {
-  return {.name = "gemm",
-          .cases = {linear_case(2048, 2048, 2048), linear_case(2048, 768, 3072),
-                    linear_case(2048, 1536, 80), linear_case(512, 1536, 768)}};
-}
-
-Family xent_family() {
-  const int64_t T = 512, D = 768, V = 50288;
-  const double flops = 2.0 * double(T) * double(D) * double(V);
-  return {.name = "xent",
-          .cases = {{.shape = {{"B", 1}, {"T", T}, {"D", D}, {"V", V}},
-                     .passes = Passes::forward_and_fused,
-                     .forward = {.flops = flops},
-                     .backward = {.flops = 2 * flops},
-                     .has_peer = true,
-                     .make = [=] { return std::make_unique<Xent>(T, D, V); }}}};
+Case xent_case(const Target& target, int64_t T, int64_t D, int64_t V) {
+  const double flops = linear_flops(T, D, V);
+  return {.shape = {{"B", 1}, {"T", T}, {"D", D}, {"V", V}},
+          .passes = Passes::forward_and_fused,
+          .forward = {.flops = flops},
+          .backward = {.flops = 2 * flops},
+          .has_peer = target.device.is_cpu(),
+          .make = [=] { return std::make_unique<Xent>(target, T, D, V); }};
 }
 
 // Reads the gradient, reads and writes the value and both moments.
-Family adamw_family() {
-  const int64_t n = int64_t{1} << 24;
-  return {.name = "adamw",
-          .cases = {{.shape = {{"n", n}},
-                     .passes = Passes::forward,
-                     .forward = {.bytes = 7 * kFloat * double(n)},
-                     .make = [=] { return std::make_unique<Adam>(n); }}}};
+Case adamw_case(const Target& target, int64_t n) {
+  return {.shape = {{"n", n}},
+          .passes = Passes::forward,
+          .forward = {.bytes = 7 * kFloat * double(n)},
+          .make = [=] { return std::make_unique<Adam>(target, n); }};
 }
 
 }  // namespace sluice::bench

@@ -1,26 +1,24 @@
 // gated_norm: Mamba-2's norm before out_proj.
-// T tokens, E inner
 #include "kernels/gated_rms_norm/gated_rms_norm.h"
 
-#include "tests/bench/workload.h"
+#include "tests/bench/cases.h"
 
 namespace sluice::bench {
 namespace {
 
-constexpr double kFloat = sizeof(float);
-
 // z is a slice of in_proj's output, dz of its gradient.
 class GatedNorm final : public Workload {
  public:
-  GatedNorm(int64_t T, int64_t E, int64_t projection)
-      : x_(uniform({1, T, E})),
+  GatedNorm(const Target& target, int64_t T, int64_t E, int64_t projection)
+      : Workload(target),
+        x_(uniform({1, T, E})),
         zxbcdt_(uniform({1, T, projection})),
-        weight_(uniform({E})),
+        weight_(stat_uniform({E})),
         y_(zeros({1, T, E})),
         dy_(uniform({1, T, E})),
         dx_(zeros({1, T, E})),
         dzxbcdt_(zeros({1, T, projection})),
-        dweight_(zeros({E})) {}
+        dweight_(stat_zeros({E})) {}
 
   void forward(const Context& ctx) override {
     gated_rms_norm_forward(
@@ -43,15 +41,12 @@ class GatedNorm final : public Workload {
 
 }  // namespace
 
-// mamba2-130m: z is the first E of in_proj's 2E + 2GN + H columns.
-Family gated_norm_family() {
-  const int64_t T = 2048, E = 1536, projection = 2 * E + 2 * 128 + 24;
-  const double elements = double(T) * double(E);
-  return {.name = "gated_norm",
-          .cases = {{.shape = {{"B", 1}, {"T", T}, {"E", E}},
-                     .forward = {.bytes = 3 * kFloat * elements},   // x, z, y
-                     .backward = {.bytes = 5 * kFloat * elements},  // dy, x, z, dx, dz
-                     .make = [=] { return std::make_unique<GatedNorm>(T, E, projection); }}}};
+Case gated_norm_case(const Target& target, int64_t T, int64_t E, int64_t projection) {
+  const double elements = target.width() * double(T) * double(E);
+  return {.shape = {{"B", 1}, {"T", T}, {"E", E}},
+          .forward = {.bytes = 3 * elements},   // x, z, y
+          .backward = {.bytes = 5 * elements},  // dy, x, z, dx, dz
+          .make = [=] { return std::make_unique<GatedNorm>(target, T, E, projection); }};
 }
 
 }  // namespace sluice::bench

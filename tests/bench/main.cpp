@@ -1,64 +1,48 @@
-// sluice-bench: every operator's speed beside what a copy and OpenBLAS reach in the same run.
+// sluice-bench: every operator's speed beside what a copy and a square matrix product reach in the
+// same run.
 #include <CLI/CLI.hpp>
-#include <cstdio>
 
+#include "kernels/core/error.h"
 #include "kernels/core/threads.h"
-#include "tests/bench/report.h"
-#include "tests/bench/selection.h"
-#include "tests/bench/step.h"
+#include "tests/bench/run.h"
 
 namespace {
 
 using namespace sluice;
 using namespace sluice::bench;
 
-void print(const std::string& text) {
-  std::fputs(text.c_str(), stdout);
-  std::fflush(stdout);
-}
+constexpr int kIncomplete = 1;  // exit code: something that was asked for could not be timed
 
-void run(const std::vector<Family>& families, bool steps, bool json) {
-  const int threads = num_threads();
-  Harness harness;
-  const Ceilings first = harness.measure_ceilings();
-  if (!json) print(table_head());
-  for (const Family& family : families) {
-    for (const Case& c : family.cases) {
-      const Result result = harness.measure(family.name, c);
-      print(json ? json_line(result, threads) : table_row(result));
-    }
-  }
-  for (const StepCase& step : steps ? step_cases() : std::vector<StepCase>{}) {
-    const StepResult result = measure_step(step, harness.measure_ceilings());
-    print(json ? json_line(result, threads) : table_row(result));
-  }
-  const Ceilings last = harness.measure_ceilings();
-  print(json ? json_ceilings(first, last, threads) : table_ceilings(first, last, threads));
+void add_options(CLI::App& app, Options& options) {
+  app.add_option("--ops", options.ops, "operators to time, by commas (default: all)")
+      ->delimiter(',');
+  app.add_option("--device", options.device, "auto (a GPU if there is one), cpu or cuda")
+      ->check(CLI::IsMember({"auto", "cpu", "cuda"}));
+  app.add_option("--precision", options.precision,
+                 "of activations and matrices: f32 or bf16 (default: bf16 on a GPU)")
+      ->check(CLI::IsMember({"f32", "bf16"}));
+  app.add_flag("--json", options.json, "one JSON object a line");
+  app.add_option("--threads", options.threads, "size of the pool (default: the cores)")
+      ->check(CLI::Range(1, 1024));
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
   CLI::App app("Times sluice's operators, forward and backward, against the machine's ceilings.");
-  std::vector<std::string> ops;
-  bool json = false;
-  int threads = default_num_threads(1);
-  app.add_option("--ops", ops, "operators to time, by commas (default: all)")->delimiter(',');
-  app.add_flag("--json", json, "one JSON object a line");
-  app.add_option("--threads", threads, "size of the pool (default: the cores)")
-      ->check(CLI::Range(1, 1024));
+  Options options;
+  add_options(app, options);
   try {
     app.parse(argc, argv);
-    set_num_threads(threads);
-    run(select_families(ops), is_chosen(ops, kStep), json);
-    return int(ExitCode::ok);
+    set_num_threads(options.threads);
+    return run(options) ? int(ExitCode::ok) : kIncomplete;
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? int(ExitCode::ok) : int(ExitCode::usage);
   } catch (const Error& error) {
-    std::fprintf(stderr, "sluice-bench: %s\n", error.what());
+    complain(error.what());
     return int(error.code());
   } catch (const std::exception& error) {
-    std::fprintf(stderr, "sluice-bench: %s\n", error.what());
+    complain(error.what());
     return int(ExitCode::bug);
   }
 }

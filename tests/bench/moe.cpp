@@ -1,44 +1,44 @@
 // moe: router, sort, experts with SwiGLU, and back; dropless.
-// T tokens, D model, X experts, k choices, F hidden width of an expert
 #include "kernels/activation/activation.h"
 #include "kernels/gemm/gemm.h"
 #include "kernels/token_permute/token_permute.h"
 #include "kernels/topk_router/topk_router.h"
-#include "tests/bench/workload.h"
+#include "tests/bench/cases.h"
 
 namespace sluice::bench {
 namespace {
 
 class Moe final : public Workload {
  public:
-  Moe(int64_t T, int64_t D, int64_t X, int64_t k, int64_t F)
-      : F_(F),
-        options_{.top_k = k},
-        x_(uniform({1, T, D})),
-        router_(uniform({X, D}, 0.05)),
-        up_(uniform({X, 2 * F, D}, 0.05)),
-        down_(uniform({X, D, F}, 0.05)),
-        logits_(zeros({1, T, X})),
-        experts_(zeros({1, T, k}, DType::i32)),
-        weights_(zeros({1, T, k})),
-        slot_(zeros({1, T, k}, DType::i32)),
-        source_(zeros({T * k}, DType::i32)),
-        offsets_(zeros({X + 1}, DType::i64)),
-        rows_(zeros({T * k, D})),
-        gate_up_(zeros({T * k, 2 * F})),
-        hidden_(zeros({T * k, F})),
-        out_(zeros({T * k, D})),
-        y_(zeros({1, T, D})),
-        dy_(uniform({1, T, D})),
-        drows_(zeros({T * k, D})),
-        dgate_up_(zeros({T * k, 2 * F})),
-        dhidden_(zeros({T * k, F})),
-        dx_(zeros({1, T, D})),
-        dweights_(zeros({1, T, k})),
-        dlogits_(zeros({1, T, X})),
-        drouter_(zeros({X, D})),
-        dup_(zeros({X, 2 * F, D})),
-        ddown_(zeros({X, D, F})) {}
+  Moe(const Target& target, const MoeShape& s)
+      : Workload(target),
+        F_(s.F),
+        options_{.top_k = s.k},
+        x_(uniform({1, s.T, s.D})),
+        router_(stat_uniform({s.X, s.D}, 0.05)),
+        up_(uniform({s.X, 2 * s.F, s.D}, 0.05)),
+        down_(uniform({s.X, s.D, s.F}, 0.05)),
+        logits_(stat_zeros({1, s.T, s.X})),
+        experts_(zeros({1, s.T, s.k}, DType::i32)),
+        weights_(stat_zeros({1, s.T, s.k})),
+        slot_(zeros({1, s.T, s.k}, DType::i32)),
+        source_(zeros({s.T * s.k}, DType::i32)),
+        offsets_(zeros({s.X + 1}, DType::i64)),
+        rows_(zeros({s.T * s.k, s.D})),
+        gate_up_(zeros({s.T * s.k, 2 * s.F})),
+        hidden_(zeros({s.T * s.k, s.F})),
+        out_(zeros({s.T * s.k, s.D})),
+        y_(zeros({1, s.T, s.D})),
+        dy_(uniform({1, s.T, s.D})),
+        drows_(zeros({s.T * s.k, s.D})),
+        dgate_up_(zeros({s.T * s.k, 2 * s.F})),
+        dhidden_(zeros({s.T * s.k, s.F})),
+        dx_(zeros({1, s.T, s.D})),
+        dweights_(stat_zeros({1, s.T, s.k})),
+        dlogits_(stat_zeros({1, s.T, s.X})),
+        drouter_(stat_zeros({s.X, s.D})),
+        dup_(stat_zeros({s.X, 2 * s.F, s.D})),
+        ddown_(stat_zeros({s.X, s.D, s.F})) {}
 
   void forward(const Context& ctx) override {
     gemm(ctx, {.a = x_.matrix(), .b = router_, .c = logits_.matrix(), .transpose_b = true});
@@ -100,14 +100,12 @@ class Moe final : public Workload {
 
 }  // namespace
 
-Family moe_family() {
-  const int64_t T = 1024, D = 768, X = 8, k = 2, F = 2048;
-  const double flops = 2.0 * double(T * k) * 3 * double(D) * double(F);  // gate, up, down
-  return {.name = "moe",
-          .cases = {{.shape = {{"B", 1}, {"T", T}, {"D", D}, {"X", X}, {"k", k}, {"F", F}},
-                     .forward = {.flops = flops},
-                     .backward = {.flops = 2 * flops},
-                     .make = [=] { return std::make_unique<Moe>(T, D, X, k, F); }}}};
+Case moe_case(const Target& target, const MoeShape& s) {
+  const double flops = 2.0 * double(s.T * s.k) * 3 * double(s.D) * double(s.F);  // gate, up, down
+  return {.shape = {{"B", 1}, {"T", s.T}, {"D", s.D}, {"X", s.X}, {"k", s.k}, {"F", s.F}},
+          .forward = {.flops = flops},
+          .backward = {.flops = 2 * flops},
+          .make = [=] { return std::make_unique<Moe>(target, s); }};
 }
 
 }  // namespace sluice::bench

@@ -1,28 +1,29 @@
 // norm, conv: little arithmetic a byte.
-// T tokens, D model, K conv width, C channels
 #include "kernels/causal_conv1d/causal_conv1d.h"
 #include "kernels/rms_norm/rms_norm.h"
-#include "tests/bench/workload.h"
+#include "tests/bench/cases.h"
 
 namespace sluice::bench {
 namespace {
 
-constexpr double kFloat = sizeof(float);
-
-// The residual add and the norm after it, as the stack calls them.
+// The residual add and the norm after it, as the stack calls them. The residual stream may be f32
+// beside bf16 branches; its gradient then comes in bf16 too.
 class Norm final : public Workload {
  public:
-  Norm(int64_t T, int64_t D)
-      : x_(uniform({1, T, D})),
+  Norm(const Target& target, DType residual, int64_t T, int64_t D)
+      : Workload(target),
+        x_(random({1, T, D}, residual)),
         delta_(uniform({1, T, D})),
-        weight_(uniform({D})),
-        sum_(zeros({1, T, D})),
+        weight_(stat_uniform({D})),
+        sum_(zeros({1, T, D}, residual)),
         y_(zeros({1, T, D})),
-        rstd_(zeros({T})),
+        rstd_(stat_zeros({T})),
         dy_(uniform({1, T, D})),
-        dsum_(uniform({1, T, D})),
-        dx_(zeros({1, T, D})),
-        dweight_(zeros({D})) {}
+        dsum_(random({1, T, D}, residual)),
+        dx_(zeros({1, T, D}, residual)),
+        dweight_(stat_zeros({D})) {
+    if (residual != target.dtype) dx_rounded_ = zeros({1, T, D});
+  }
 
   void forward(const Context& ctx) override {
     rms_norm_forward(
@@ -35,26 +36,28 @@ class Norm final : public Workload {
                             .rstd = rstd_,
                             .dsum = dsum_,
                             .dx = dx_,
+                            .dx_rounded = dx_rounded_,
                             .dweight = dweight_});
   }
 
  private:
-  TensorView x_, delta_, weight_, sum_, y_, rstd_, dy_, dsum_, dx_, dweight_;
+  TensorView x_, delta_, weight_, sum_, y_, rstd_, dy_, dsum_, dx_, dx_rounded_, dweight_;
 };
 
 // x is a slice of in_proj's output, dx of its gradient.
 class Conv final : public Workload {
  public:
-  Conv(int64_t T, int64_t C, int64_t K, int64_t projection)
-      : projected_(uniform({1, T, projection})),
-        weight_(uniform({C, K})),
-        bias_(uniform({C})),
-        doc_begin_(zeros({1, T}, DType::i32)),
-        y_(zeros({1, T, C})),
-        dy_(uniform({1, T, C})),
-        dprojected_(zeros({1, T, projection})),
-        dweight_(zeros({C, K})),
-        dbias_(zeros({C})) {}
+  Conv(const Target& target, const ConvShape& s)
+      : Workload(target),
+        projected_(uniform({s.B, s.T, s.projection})),
+        weight_(uniform({s.C, s.K})),
+        bias_(stat_uniform({s.C})),
+        doc_begin_(zeros({s.B, s.T}, DType::i32)),
+        y_(zeros({s.B, s.T, s.C})),
+        dy_(uniform({s.B, s.T, s.C})),
+        dprojected_(zeros({s.B, s.T, s.projection})),
+        dweight_(stat_zeros({s.C, s.K})),
+        dbias_(stat_zeros({s.C})) {}
 
   void forward(const Context& ctx) override {
     causal_conv1d_forward(ctx, {.x = projected_.columns(0, {bias_.numel()}),
@@ -79,31 +82,27 @@ class Conv final : public Workload {
   TensorView projected_, weight_, bias_, doc_begin_, y_, dy_, dprojected_, dweight_, dbias_;
 };
 
-Case conv_case(int64_t T, int64_t C, int64_t K, int64_t projection) {
-  const double elements = double(T) * double(C);
-  return {.shape = {{"B", 1}, {"T", T}, {"C", C}, {"K", K}},
-          .forward = {.bytes = 2 * kFloat * elements},   // x, y
-          .backward = {.bytes = 3 * kFloat * elements},  // dy, x, dx
-          .make = [=] { return std::make_unique<Conv>(T, C, K, projection); }};
-}
-
 }  // namespace
 
-Family norm_family() {
-  const int64_t T = 2048, D = 768;
-  const double elements = double(T) * double(D);
-  return {.name = "norm",
-          .cases = {{.shape = {{"B", 1}, {"T", T}, {"D", D}},
-                     .forward = {.bytes = 4 * kFloat * elements},   // x, delta, sum, y
-                     .backward = {.bytes = 4 * kFloat * elements},  // dy, sum, dsum, dx
-                     .make = [=] { return std::make_unique<Norm>(T, D); }}}};
+Case norm_case(const Target& target, DType residual, int64_t T, int64_t D) {
+  const double elements = double(T) * double(D), wide = double(size_of(residual));
+  const double narrow = target.width();
+  const bool mixed = residual != target.dtype;
+  return {.part = mixed ? "f32 residual" : "",
+          .shape = {{"B", 1}, {"T", T}, {"D", D}},
+          // x, sum; delta, y
+          .forward = {.bytes = (2 * wide + 2 * narrow) * elements},
+          // sum, dsum, dx; dy and, where it is another, dx rounded
+          .backward = {.bytes = (3 * wide + (mixed ? 2 : 1) * narrow) * elements},
+          .make = [=] { return std::make_unique<Norm>(target, residual, T, D); }};
 }
 
-// Mamba's channels, then Mamba-2's, which hold x, B and C.
-Family conv_family() {
-  return {.name = "conv",
-          .cases = {conv_case(512, 1536, 4, 2 * 1536), conv_case(2048, 1536, 4, 2 * 1536),
-                    conv_case(2048, 1536 + 2 * 128, 4, 2 * 1536 + 2 * 128 + 24)}};
+Case conv_case(const Target& target, const ConvShape& s) {
+  const double elements = target.width() * double(s.B) * double(s.T) * double(s.C);
+  return {.shape = {{"B", s.B}, {"T", s.T}, {"C", s.C}, {"K", s.K}},
+          .forward = {.bytes = 2 * elements},   // x, y
+          .backward = {.bytes = 3 * elements},  // dy, x, dx
+          .make = [=] { return std::make_unique<Conv>(target, s); }};
 }
 
 }  // namespace sluice::bench

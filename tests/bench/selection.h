@@ -1,4 +1,4 @@
-// Which of the operators, and whether whole steps, a command line asks for.
+// What a command line asks for: a device, a precision, operators, whole steps.
 #pragma once
 
 #include <string>
@@ -10,10 +10,14 @@ namespace sluice::bench {
 
 inline constexpr const char* kStep = "step";  // whole training steps, after the operators
 
+// device: auto, cpu or cuda. precision: f32 or bf16, "" for the device's own (f32 on the CPU, bf16
+// on a GPU). Makes no stream. Throws UsageError for what this build or machine does not have.
+Target choose_target(const std::string& device, const std::string& precision);
+
 // Named, or nothing is named.
 bool is_chosen(const std::vector<std::string>& ops, const std::string& name);
 
 // The families chosen, in the order of the output. Throws UsageError for an unknown name.
-std::vector<Family> select_families(const std::vector<std::string>& ops);
+std::vector<Family> select_families(const Target& target, const std::vector<std::string>& ops);
 
 }  // namespace sluice::bench

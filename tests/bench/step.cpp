@@ -2,7 +2,6 @@
 
 #include <fmt/format.h>
 
-#include <algorithm>
 #include <chrono>
 #include <nlohmann/json.hpp>
 
@@ -65,7 +64,8 @@ class Step {
 
 }  // namespace
 
-std::vector<StepCase> step_cases() {
+std::vector<StepCase> step_cases(const Target& target) {
+  if (target.device.is_cuda()) return {};
   return {{"mamba-130m", 1, 512}, {"mamba2-130m", 1, 512}, {"hybrid-130m", 1, 512}};
 }
 
@@ -83,8 +83,7 @@ StepResult measure_step(const StepCase& step, const Ceilings& ceilings) {
     training.run();
     ms.push_back(1e3 * seconds_since(begin));
   }
-  std::sort(ms.begin(), ms.end());
-  result.timing = {.median_ms = ms[kRuns / 2], .spread = (ms.back() - ms.front()) / ms[kRuns / 2]};
+  result.timing = timing_of(std::move(ms));
   result.num_parameters = training.engine().store().num_elements();
   result.peak_gib = double(training.engine().memory().total()) / double(1 << 30);
   result.flops = training.engine().model().flops_per_token(step.T) * double(step.B * step.T);
@@ -100,7 +99,7 @@ std::string json_line(const StepResult& result, int num_threads) {
                                     {"params", result.num_parameters},
                                     {"tok_s", result.tokens_per_s()},
                                     {"step_ms", result.timing.median_ms},
-                                    {"spread", result.timing.spread},
+                                    {"spread", result.timing.spread()},
                                     {"peak_gib", result.peak_gib},
                                     {"mfu", result.mfu()},
                                     {"first_step_s", result.first_step_s}};

@@ -13,8 +13,8 @@ struct StepCase {
   int64_t B = 1;       // rows
   int64_t T = 512;     // tokens of a row
 };
-// Those that fit a laptop.
-std::vector<StepCase> step_cases();
+// On the CPU those that fit a laptop.
+std::vector<StepCase> step_cases(const Target& target);
 
 struct StepResult {
   StepCase step;

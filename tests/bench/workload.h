@@ -12,6 +12,18 @@
 
 namespace sluice::bench {
 
+// Where operators run, and the dtype of activations and matrices. Statistics, states, vectors and
+// the gradients of parameters are f32 everywhere.
+struct Target {
+  Device device = kCpu;
+  DType dtype = DType::f32;
+  Stream stream = {};
+
+  double width() const { return double(size_of(dtype)); }
+};
+
+inline constexpr double kFloat = sizeof(float);
+
 // Of one pass: the least that moves to and from memory, the multiply-adds as two operations each,
 // and the state updates of a scan. 0: not a measure of this operator.
 struct Cost {
@@ -20,10 +32,11 @@ struct Cost {
   double updates = 0;
 };
 
-// One copy of an operator's tensors, f32. The harness makes several and rotates among them, so that
+// One copy of an operator's tensors. The harness makes several and rotates among them, so that
 // inputs come from memory and not from the cache.
 class Workload {
  public:
+  explicit Workload(const Target& target) : target_(target) {}
   virtual ~Workload() = default;
   virtual void forward(const Context& ctx) = 0;
   virtual void backward(const Context& ctx);
@@ -34,11 +47,22 @@ class Workload {
   size_t bytes() const;
 
  protected:
-  TensorView zeros(const Dims& dims, DType dtype = DType::f32);
+  const Target& target() const { return target_; }
+  TensorView zeros(const Dims& dims, DType dtype);
+  TensorView zeros(const Dims& dims) { return zeros(dims, target_.dtype); }
+  TensorView stat_zeros(const Dims& dims) { return zeros(dims, stat_dtype(target_.dtype)); }
   // Uniform in [mean - spread, mean + spread].
-  TensorView uniform(const Dims& dims, double spread = 1, double mean = 0);
+  TensorView uniform(const Dims& dims, double spread = 1, double mean = 0) {
+    return random(dims, target_.dtype, spread, mean);
+  }
+  TensorView stat_uniform(const Dims& dims, double spread = 1, double mean = 0) {
+    return random(dims, stat_dtype(target_.dtype), spread, mean);
+  }
+
+  TensorView random(const Dims& dims, DType dtype, double spread = 1, double mean = 0);
 
  private:
+  Target target_;
   std::vector<Buffer> buffers_;
 };
 
@@ -50,6 +74,7 @@ struct Letter {
 };
 
 struct Case {
+  const char* part = "";  // which of an operator's calls, where there are several to tell apart
   std::vector<Letter> shape = {};
   Passes passes = Passes::forward_and_backward;
   Cost forward = {};
@@ -62,27 +87,5 @@ struct Family {
   std::string name;
   std::vector<Case> cases;
 };
-
-// Every operator that can be named on the command line, in the order of the output.
-std::vector<Family> all_families();
-
-// The parts of all_families, by file.
-Family copy_family();
-Family gemm_family();
-Family norm_family();
-Family gated_norm_family();
-Family activation_family();
-Family conv_family();
-Family scan_family();
-Family ssd_family();
-Family attention_family();
-Family moe_family();
-Family xent_family();
-Family adamw_family();
-Family accumulate_family();
-
-// The ceilings, as cases of their own: a copy by all threads, and OpenBLAS with all threads.
-Case copy_ceiling();
-Case gemm_ceiling();
 
 }  // namespace sluice::bench

@@ -1,0 +1,25 @@
+// A whole run: ceilings, operators, steps, ceilings again, each printed as it comes.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "kernels/core/threads.h"
+
+namespace sluice::bench {
+
+struct Options {
+  std::vector<std::string> ops = {};  // none: all
+  std::string device = "auto";
+  std::string precision = "";
+  bool json = false;
+  int threads = default_num_threads(1);
+};
+
+// False if something could not be timed; stderr names it.
+bool run(const Options& options);
+
+// One line to stderr.
+void complain(const std::string& text);
+
+}  // namespace sluice::bench
