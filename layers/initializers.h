@@ -17,7 +17,7 @@ Initializer A_log_s4d(int64_t N);
 // A_log = log(U(min, max)) (Dao and Gu, 2024).
 Initializer A_log_uniform(double min, double max);
 
-// No weight decay: A_log, D, dt_bias, norms, biases.
-inline constexpr ParameterFlags kNoDecay{.decay = false};
+// A_log, D, dt_bias, norms, biases: no weight decay, and f32 whatever the model computes in.
+inline constexpr ParameterFlags kNoDecay{.decay = false, .precise = true};
 
 }  // namespace sluice

@@ -47,12 +47,12 @@ struct Carried {
 class RoutingTape;
 
 struct LayerForward {
-  ConstTensorView x = {};                // (B, T, D); stays valid and unchanged until the backward
-  TensorView y = {};                     // (B, T, D)
-  StepStatistics* statistics = nullptr;  // where auxiliary losses and loads go; absent on a replay
-  Received* received = nullptr;          // absent: the layer keeps what it receives in ctx.saved
-  const Carried* carried = nullptr;      // absent: rows start from the initial state
-  RoutingTape* routing = nullptr;        // records or dictates the experts' choice; optional
+  ConstTensorView x = {};  // (B, T, D); stays valid and unchanged until the backward
+  TensorView y = {};       // (B, T, D)
+  const StatisticsSink* statistics = nullptr;  // for losses and loads; absent on a replay
+  Received* received = nullptr;      // absent: the layer keeps what it receives in ctx.saved
+  const Carried* carried = nullptr;  // absent: rows start from the initial state
+  RoutingTape* routing = nullptr;    // records or dictates the experts' choice; optional
 };
 
 struct LayerBackward {
@@ -86,7 +86,10 @@ class Layer {
 
   // After the optimizer's update, with the step's world-wide statistics (bias balancing of
   // experts).
-  virtual void end_step(const StepStatistics&) const {}
+  virtual void end_step(const Context&, const StepStatistics&) const {}
+
+  // Experts whose loads it adds to the statistics.
+  virtual int64_t num_experts() const { return 0; }
 
   // Model FLOPs of the forward per token, at rows of `row_tokens` tokens (a multiply-add is 2).
   virtual double flops_per_token(int64_t row_tokens) const = 0;

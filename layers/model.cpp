@@ -109,13 +109,12 @@ Model::Tape Model::forward(const Context& ctx, const ModelInput& input,
   return tape;
 }
 
-double Model::train(const Context& ctx, const ModelInput& input, const TrainingPass& pass) const {
+void Model::train(const Context& ctx, const ModelInput& input, const TrainingPass& pass) const {
   const ArenaScope saved_scope(*ctx.saved);
   Tape tape = forward(ctx, input, pass);
   const ArenaScope scope(*ctx.scratch);
   const auto [B, T] = input.tokens.shape<2>("tokens: (B, T)");
   const TensorView dresidual = ctx.scratch->alloc(tape.hidden.dims, tape.hidden.dtype);
-  const TensorView loss_sum = ctx.scratch->alloc({1}, DType::f64);
   {
     const ArenaScope head_scope(*ctx.scratch);
     const TensorView losses = ctx.scratch->alloc({B, T}, stat_dtype(store_.dtype()));
@@ -123,7 +122,7 @@ double Model::train(const Context& ctx, const ModelInput& input, const TrainingP
                                        .weight = store_.value(head_),
                                        .targets = input.targets,
                                        .losses = losses,
-                                       .loss_sum = loss_sum,
+                                       .loss_sum = pass.loss,
                                        .dhidden = dresidual,
                                        .dweight = store_.grad(head_),
                                        .loss_scale = pass.loss_scale});
@@ -135,7 +134,6 @@ double Model::train(const Context& ctx, const ModelInput& input, const TrainingP
                           .dx = dresidual,
                           .dweight = store_.grad(final_norm_)});
   backward(ctx, input, pass, tape, dresidual);
-  return ctx.counting() ? 0 : *loss_sum.as<double>();
 }
 
 // The forward read bottom-up; dresidual is the gradient of the residual stream below the final
@@ -171,18 +169,16 @@ void Model::backward(const Context& ctx, const ModelInput& input, const Training
   ready(embedding_);
 }
 
-double Model::evaluate(const Context& ctx, const ModelInput& input) const {
+void Model::evaluate(const Context& ctx, const ModelInput& input, const TensorView& loss) const {
   const ArenaScope saved_scope(*ctx.saved);
   const Tape tape = forward(ctx, input, {});
   const ArenaScope scope(*ctx.scratch);
   const TensorView losses = ctx.scratch->alloc(input.tokens.dims, stat_dtype(store_.dtype()));
-  const TensorView loss_sum = ctx.scratch->alloc({1}, DType::f64);
   linear_xent_forward(ctx, {.hidden = tape.hidden,
                             .weight = store_.value(head_),
                             .targets = input.targets,
                             .losses = losses,
-                            .loss_sum = loss_sum});
-  return ctx.counting() ? 0 : *loss_sum.as<double>();
+                            .loss_sum = loss});
 }
 
 void Model::logits(const Context& ctx, const ModelInput& input, TensorView logits) const {
@@ -242,8 +238,17 @@ void Model::step(const Context& ctx, ConstTensorView tokens, int64_t position,
   gemm(ctx, {.a = normed, .b = store_.value(head_), .c = logits, .transpose_b = true});
 }
 
-void Model::end_step(const StepStatistics& statistics) const {
-  for (const Branch& branch : branches_) branch.layer->end_step(statistics);
+void Model::end_step(const Context& ctx, const StepStatistics& statistics) const {
+  for (const Branch& branch : branches_) branch.layer->end_step(ctx, statistics);
+}
+
+std::vector<ExpertBranch> Model::expert_branches() const {
+  std::vector<ExpertBranch> found;
+  for (size_t i = 0; i < branches_.size(); ++i) {
+    const int64_t experts = branches_[i].layer->num_experts();
+    if (experts > 0) found.push_back({int64_t(i), experts});
+  }
+  return found;
 }
 
 std::vector<std::string> Model::exchanges() const {

@@ -39,9 +39,10 @@ struct ModelInput {
 };
 
 struct TrainingPass {
-  double loss_scale = 1;                 // 1 / target tokens of the step, world-wide
-  StepStatistics* statistics = nullptr;  // optional
-  RoutingTape* routing = nullptr;        // optional
+  double loss_scale = 1;                       // 1 / target tokens of the step, world-wide
+  TensorView loss = {};                        // (1) f64: the sum of token losses, overwritten
+  const StatisticsSink* statistics = nullptr;  // optional
+  RoutingTape* routing = nullptr;              // optional
   // Called when a parameter's gradient is complete for this micro-batch; optional.
   std::function<void(ParameterId)> gradient_ready = {};
 };
@@ -53,10 +54,10 @@ class Model {
   Model(const ModelConfig& config, ParameterStore& store, const ModelBuild& build = {});
 
   // Forward and backward: adds the gradient of loss_scale * (sum of token losses) + auxiliary
-  // losses to the store's bound gradients. Returns the sum of token losses (0 in counting mode).
-  double train(const Context& ctx, const ModelInput& input, const TrainingPass& pass) const;
-  // Forward only. Returns the sum of token losses.
-  double evaluate(const Context& ctx, const ModelInput& input) const;
+  // losses to the store's bound gradients. Does not wait for a GPU.
+  void train(const Context& ctx, const ModelInput& input, const TrainingPass& pass) const;
+  // Forward only; loss (1) f64: the sum of token losses, overwritten.
+  void evaluate(const Context& ctx, const ModelInput& input, const TensorView& loss) const;
   // Forward only; logits (B, T, V).
   void logits(const Context& ctx, const ModelInput& input, TensorView logits) const;
 
@@ -70,7 +71,9 @@ class Model {
             const std::vector<TensorView>& states, TensorView logits) const;
 
   // After the optimizer's update, with the step's world-wide statistics.
-  void end_step(const StepStatistics& statistics) const;
+  void end_step(const Context& ctx, const StepStatistics& statistics) const;
+  // The branches that report expert loads to a StatisticsSink.
+  std::vector<ExpertBranch> expert_branches() const;
 
   // Model FLOPs per token, forward plus backward (3 times the forward; recomputation not counted).
   double flops_per_token(int64_t row_tokens) const;
@@ -79,6 +82,7 @@ class Model {
   const std::vector<BranchConfig>& branches() const { return branch_configs_; }
   const ModelConfig& config() const { return config_; }
   DType dtype() const { return store_.dtype(); }
+  Device device() const { return store_.device(); }
 
  private:
   struct Branch {

@@ -3,6 +3,8 @@
 #include <utility>
 
 #include "kernels/core/dispatch.h"
+#include "kernels/core/host_copy.h"
+#include "kernels/elementwise/elementwise.h"
 
 namespace sluice {
 
@@ -44,28 +46,49 @@ void ParameterStore::freeze(bool allocate, const ArenaUnits& units) {
     for (Parameter& parameter : parameters_) {
       if (parameter.flags.group != group) continue;
       parameter.offset = span.end;
-      span.end += align_up(parameter.dims.numel() * size_of(dtype_)) / size_of(dtype_);
+      span.end +=
+          align_up(parameter.dims.numel() * size_of(master_dtype())) / size_of(master_dtype());
     }
     const int64_t unit = group == ReduceGroup::dense ? units.dense : units.expert;
     span.end = span.begin + (span.size() + unit - 1) / unit * unit;
     flat_size_ = span.end;
   }
-  if (allocate) storage_ = Buffer(flat_size_ * size_of(dtype_), device_);
-  values_ = TensorView(storage_.data(), {flat_size_}, dtype_, device_);
+  if (allocate) storage_ = Buffer(flat_size_ * size_of(master_dtype()), device_);
+  values_ = TensorView(storage_.data(), {flat_size_}, master_dtype(), device_);
+  if (dtype_ != DType::bf16) return;
+  if (allocate) rounded_storage_ = Buffer(flat_size_ * size_of(dtype_), device_);
+  rounded_ = TensorView(rounded_storage_.data(), {flat_size_}, dtype_, device_);
+}
+
+void ParameterStore::round_values(Stream stream) const {
+  if (!rounded_) return;
+  Arena none("none", 0, device_);
+  convert({.device = device_, .stream = stream, .saved = &none, .scratch = &none, .rng = {}},
+          values_, rounded_);
+  stream.sync();
+}
+
+int64_t ParameterStore::value_bytes() const {
+  return flat_size_ * int64_t(size_of(master_dtype()) + (rounded_ ? size_of(dtype_) : 0));
 }
 
 void ParameterStore::initialise(uint64_t seed) {
   SLUICE_CHECK(values_.data != nullptr, "initialise() needs allocated values");
-  dispatch_float(dtype_, [&]<class T>() {
-    for (const Parameter& parameter : parameters_) {
+  const OwnedStream stream(device_);
+  dispatch_float(master_dtype(), [&]<class T>() {
+    for (size_t p = 0; p < parameters_.size(); ++p) {
+      const Parameter& parameter = parameters_[p];
       const RngKey key{.seed = seed, .stream = hash_name(parameter.name)};
-      T* const value = values_.as<T>() + parameter.offset;
+      HostCopy host(view(values_, {int32_t(p)}), stream, HostCopy::Content::unread);
+      T* const value = host.view().template as<T>();
       const int64_t count = parameter.dims.numel();
       const int64_t first = parameter.first_element();
 #pragma omp parallel for schedule(static)
       for (int64_t i = 0; i < count; ++i) value[i] = T(parameter.init(key, first + i));
+      host.write_back();
     }
   });
+  round_values(stream);
 }
 
 int64_t ParameterStore::num_elements() const {
@@ -75,7 +98,7 @@ int64_t ParameterStore::num_elements() const {
 }
 
 void ParameterStore::bind_gradients(TensorView flat) {
-  expect("gradients", flat, {flat_size_}, stat_dtype(dtype_), device_);
+  expect("gradients", flat, {flat_size_}, master_dtype(), device_);
   gradients_ = flat;
 }
 
@@ -90,8 +113,8 @@ TensorView ParameterStore::view(TensorView flat, ParameterId id) const {
 
 int64_t ParameterStore::padded_end(ParameterId id) const {
   const Parameter& parameter = parameters_[id.index];
-  return parameter.offset +
-         int64_t(align_up(parameter.dims.numel() * size_of(dtype_)) / size_of(dtype_));
+  return parameter.offset + int64_t(align_up(parameter.dims.numel() * size_of(master_dtype())) /
+                                    size_of(master_dtype()));
 }
 
 }  // namespace sluice

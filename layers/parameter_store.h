@@ -29,7 +29,8 @@ enum class ReduceGroup : uint8_t {
 using Initializer = std::function<double(RngKey key, int64_t index)>;
 
 struct ParameterFlags {
-  bool decay = true;  // weight decay applies (not to A_log, D, dt_bias, norms, biases)
+  bool decay = true;     // weight decay applies (not to A_log, D, dt_bias, norms, biases)
+  bool precise = false;  // read as its f32 master in a bf16 model, not rounded
   ReduceGroup group = ReduceGroup::dense;
   bool frozen = false;  // no optimizer update
   double lr_scale = 1;
@@ -80,7 +81,8 @@ struct ArenaUnits {
 
 class ParameterStore {
  public:
-  // dtype: f32 or f64 (the values are the masters).
+  // dtype: what the model computes in. f32, f64: the values are the masters. bf16: the masters are
+  // f32, and parameters that are not precise are read as their rounded copies.
   explicit ParameterStore(DType dtype, Device device = kCpu) : dtype_(dtype), device_(device) {}
 
   // `dims` are those of the whole parameter. Throws Error(bug) if the name exists, the store is
@@ -93,6 +95,8 @@ class ParameterStore {
   void initialise(uint64_t seed);
 
   DType dtype() const { return dtype_; }
+  DType master_dtype() const { return stat_dtype(dtype_); }
+  Device device() const { return device_; }
   int64_t flat_size() const { return flat_size_; }  // elements of an arena, padding included
   // Where a group's parameters lie; empty if it has none.
   FlatSpan span(ReduceGroup group) const { return spans_[size_t(group)]; }
@@ -101,15 +105,24 @@ class ParameterStore {
   const Parameter& parameter(ParameterId id) const { return parameters_[id.index]; }
   ParameterId find(std::string_view name) const;  // index -1 if there is none
 
-  TensorView value(ParameterId id) const { return view(values_, id); }
-  TensorView values() const { return values_; }  // (flat_size)
+  // What layers read: the master, or its rounded copy.
+  TensorView value(ParameterId id) const {
+    const bool is_rounded = rounded_ && !parameter(id).flags.precise;
+    return view(is_rounded ? rounded_ : values_, id);
+  }
+  TensorView values() const { return values_; }    // (flat_size) the masters
+  TensorView rounded() const { return rounded_; }  // (flat_size) bf16; absent in f32 and f64
+  // After the masters were written by anything but an update: brings the copies up to date, and
+  // waits for the stream.
+  void round_values(Stream stream) const;
+  int64_t value_bytes() const;  // of masters and copies
   // The view of a parameter that may not exist (index -1): then one without dims.
   TensorView optional_value(ParameterId id) const {
     return id.index < 0 ? TensorView{} : value(id);
   }
   TensorView optional_grad(ParameterId id) const { return id.index < 0 ? TensorView{} : grad(id); }
 
-  // Gradients accumulate into whatever flat tensor is bound (dtype of values, flat_size elements).
+  // Gradients accumulate into whatever flat tensor is bound (master_dtype, flat_size elements).
   void bind_gradients(TensorView flat);
   TensorView grad(ParameterId id) const { return view(gradients_, id); }
   TensorView gradients() const { return gradients_; }
@@ -128,6 +141,8 @@ class ParameterStore {
   std::array<FlatSpan, 2> spans_;  // by ReduceGroup
   Buffer storage_;
   TensorView values_;
+  Buffer rounded_storage_;
+  TensorView rounded_;
   TensorView gradients_;
 };
 

@@ -25,7 +25,10 @@ class RecomputeLayer final : public Layer {
     return layer_->state_spec(rows, max_tokens);
   }
   void step(const Context& ctx, const LayerStep& io) const override { layer_->step(ctx, io); }
-  void end_step(const StepStatistics& statistics) const override { layer_->end_step(statistics); }
+  void end_step(const Context& ctx, const StepStatistics& statistics) const override {
+    layer_->end_step(ctx, statistics);
+  }
+  int64_t num_experts() const override { return layer_->num_experts(); }
   double flops_per_token(int64_t row_tokens) const override {
     return layer_->flops_per_token(row_tokens);
   }

@@ -1,6 +1,8 @@
 #include "parallel/self_communicator.h"
 
+#include "kernels/core/device_memory.h"
 #include "parallel/host_communicator.h"
+#include "parallel/verb_arguments.h"
 
 namespace sluice {
 namespace {
@@ -22,7 +24,77 @@ class SelfCommunicator final : public HostCommunicator {
   [[noreturn]] void fail() { throw Error(ExitCode::bug, "a group of one rank has no peers"); }
 };
 
+// One rank with a GPU. Its verbs are copies, in order with the work of its stream.
+class DeviceSelfCommunicator final : public Communicator {
+ public:
+  explicit DeviceSelfCommunicator(const Place& place)
+      : place_(place), arguments_(0, 1, place.device.kind) {}
+
+  const char* name() const override { return "self"; }
+  int rank() const override { return 0; }
+  int size() const override { return 1; }
+
+  Event broadcast(const TensorView& data, int root) override {
+    arguments_.broadcast(data, root);
+    return {};
+  }
+  Event all_reduce(const TensorView& data, ReduceOp) override {
+    arguments_.all_reduce(data);
+    return {};
+  }
+  Event all_gather(const ConstTensorView& part, const TensorView& whole) override {
+    arguments_.all_gather(part, whole);
+    return copy(part, whole);
+  }
+  Event reduce_scatter(const ConstTensorView& whole, const TensorView& part, ReduceOp) override {
+    arguments_.reduce_scatter(whole, part);
+    return copy(whole, part);
+  }
+  Event all_to_all_v(const ConstTensorView& outgoing, std::span<const int64_t> outgoing_counts,
+                     const TensorView& incoming,
+                     std::span<const int64_t> incoming_counts) override {
+    arguments_.all_to_all_v(outgoing, outgoing_counts, incoming, incoming_counts);
+    return copy(outgoing, incoming);
+  }
+  Event send(const ConstTensorView&, int to) override {
+    arguments_.send(to);  // throws: there is no peer
+    return {};
+  }
+  Event recv(const TensorView&, int from) override {
+    arguments_.recv(from);
+    return {};
+  }
+  Event send_recv(const ConstTensorView& outgoing, int to, const TensorView& incoming,
+                  int from) override {
+    arguments_.send_recv(outgoing, to, incoming, from);
+    return {};
+  }
+  Event barrier() override { return {}; }
+  std::unique_ptr<Communicator> split(int color, int) override {
+    arguments_.split(color);
+    return color == kNoColor ? nullptr : make_self_communicator(place_);
+  }
+  void abort(ExitCode) override {}
+  void shutdown() override {}
+  Traffic traffic(Verb) const override { return {}; }
+
+ private:
+  Event copy(const ConstTensorView& from, const TensorView& to) const {
+    if (from.data != to.data)
+      copy_bytes(to.data, place_.device, from.data, place_.device, bytes_of(from), place_.stream);
+    return {};
+  }
+
+  Place place_;
+  VerbArguments arguments_;
+};
+
 }  // namespace
+
+std::unique_ptr<Communicator> make_self_communicator(const Place& place) {
+  if (place.device.is_cpu()) return make_self_communicator();
+  return std::make_unique<DeviceSelfCommunicator>(place);
+}
 
 std::unique_ptr<Communicator> make_self_communicator() {
   return std::make_unique<SelfCommunicator>();

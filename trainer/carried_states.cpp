@@ -1,11 +1,12 @@
 #include "trainer/carried_states.h"
 
-#include <cstring>
+#include "kernels/core/device_memory.h"
 
 namespace sluice {
 
-CarriedStates::CarriedStates(const Model& model, int64_t num_batches, int64_t rows, bool allocate)
-    : num_batches_(num_batches) {
+CarriedStates::CarriedStates(const Model& model, int64_t num_batches, int64_t rows, Device device,
+                             bool allocate)
+    : num_batches_(num_batches), device_(device) {
   const size_t num_branches = model.branches().size();
   for (size_t branch = 0; branch < num_branches; ++branch) {
     for (StateTensor& spec : model.branch_state_spec(branch, rows)) {
@@ -13,7 +14,7 @@ CarriedStates::CarriedStates(const Model& model, int64_t num_batches, int64_t ro
       bytes_ += int64_t(align_up(num_batches * spec.dims.numel() * size_of(spec.dtype)));
     }
   }
-  if (allocate) storage_ = Buffer(2 * bytes_, kCpu);
+  if (allocate) storage_ = Buffer(2 * bytes_, device);
   for (const int half : {0, 1}) {
     for (int64_t batch = 0; batch < num_batches; ++batch) {
       std::vector<Carried> branches(num_branches);
@@ -35,13 +36,15 @@ TensorView CarriedStates::view(const State& state, int half, int64_t first_batch
   char* const data = static_cast<char*>(storage_.data());
   return TensorView(
       data == nullptr ? nullptr : data + half * bytes_ + state.offset + first_batch * batch_bytes,
-      dims, spec.dtype);
+      dims, spec.dtype, device_);
 }
 
 void CarriedStates::end_step(bool finite) {
   current_ = 1 - current_;
-  if (!finite && storage_.data() != nullptr)
-    std::memset(static_cast<char*>(storage_.data()) + current_ * bytes_, 0, bytes_);
+  if (finite || storage_.data() == nullptr) return;
+  const OwnedStream stream(device_);  // the step is over: nobody else uses the states
+  zero_bytes(static_cast<char*>(storage_.data()) + current_ * bytes_, device_, bytes_, stream);
+  Stream(stream).sync();
 }
 
 std::vector<CarriedStates::Named> CarriedStates::incoming() const {

@@ -15,7 +15,8 @@ class CarriedStates {
  public:
   // Of `num_batches` micro-batches of `rows` rows. Zero to begin with: rows then start afresh. With
   // allocate = false (planning) there is no memory.
-  CarriedStates(const Model& model, int64_t num_batches, int64_t rows, bool allocate = true);
+  CarriedStates(const Model& model, int64_t num_batches, int64_t rows, Device device = kCpu,
+                bool allocate = true);
 
   // For a forward of the step's i-th micro-batch: one a branch.
   std::span<const Carried> of_batch(int64_t i) const { return carried_[current_][i]; }
@@ -42,6 +43,7 @@ class CarriedStates {
   TensorView view(const State& state, int half, int64_t first_batch, int64_t num_batches) const;
 
   int64_t num_batches_;
+  Device device_;
   std::vector<State> states_;
   int64_t bytes_ = 0;                             // of one half
   Buffer storage_;                                // two halves: what is read and what is written

@@ -5,17 +5,30 @@
 
 #include <vector>
 
+#include "kernels/core/host_copy.h"
 #include "trainer/checkpoint/reader.h"
 #include "trainer/checkpoint/shard_files.h"
 #include "trainer/step_engine.h"
 
 namespace sluice {
 
-// What this rank saves: its shards. Together the ranks give every element once.
-std::vector<LocalPiece> pieces_to_save(const StepEngine& engine);
+// The memory of an engine's state as the host sees it.
+struct HostState {
+  HostCopy values, exp_avg, exp_avg_sq;
+  std::vector<HostCopy> carried;
 
-// Where this rank's part goes when loading: all values that it holds, and the moments of its
-// shards. `scope` model_only: values alone.
-std::vector<TensorSink> sinks_to_load(StepEngine& engine, LoadScope scope);
+  explicit HostState(const StepEngine& engine);
+  // After loading.
+  void write_back(StepEngine& engine) const;
+};
+
+// What this rank saves: its shards, in the memory of `host`. Together the ranks give every element
+// once.
+std::vector<LocalPiece> pieces_to_save(const StepEngine& engine, const HostState& host);
+
+// Where in `host` this rank's part goes when loading: all values that it holds, and the moments of
+// its shards. `scope` model_only: values alone.
+std::vector<TensorSink> sinks_to_load(const StepEngine& engine, const HostState& host,
+                                      LoadScope scope);
 
 }  // namespace sluice

@@ -1,29 +1,53 @@
 #include "trainer/evaluation.h"
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <numbers>
 #include <vector>
+
+#include "kernels/core/device_memory.h"
+#include "kernels/elementwise/elementwise.h"
+#include "trainer/device_batch.h"
 
 namespace sluice {
 
 namespace {
 
-// Of one micro-batch on one rank.
-struct Part {
-  double loss = 0;
-  double targets = 0;
-};
+// What ranks find of one micro-batch each, where the model runs: (ranks, kColumns) f64.
+class Round {
+ public:
+  enum Column { kLoss, kTargets, kColumns };
 
-// Rows [first, first + rows) if there are that many, on this rank.
-Part evaluate_part(const Context& ctx, const Model& model, EvalRows& rows, const Mesh& mesh,
-                   int64_t first, int64_t count) {
-  const Batch batch = rows.batch(first, count, {mesh.at().cp, mesh.shape().cp});
-  return {.loss = model.evaluate(
-              ctx, {.tokens = batch.tokens(), .targets = batch.targets(), .rows = batch.rows()}),
-          .targets = double(batch.num_targets())};
-}
+  Round(const Context& ctx, Communicator& ranks)
+      : ctx_(ctx),
+        ranks_(ranks),
+        storage_(ranks.size() * kColumns * sizeof(double), ctx.device),
+        all_(storage_.data(), {ranks.size() * kColumns}, DType::f64, ctx.device),
+        own_(all_.columns(ranks.rank() * kColumns, {kColumns})) {}
+
+  void clear() { zero(ctx_, own_); }
+  // Rows [first, first + count) if there are that many, on this rank.
+  void evaluate_part(const Model& model, EvalRows& rows, const Mesh& mesh, int64_t first,
+                     int64_t count) {
+    const Batch batch = rows.batch(first, count, {mesh.at().cp, mesh.shape().cp});
+    model.evaluate(ctx_, batch_.load(ctx_, batch), own_.columns(kLoss, {1}));
+    const double targets = double(batch.num_targets());
+    copy_bytes(own_.columns(kTargets, {1}).data, ctx_.device, &targets, kCpu, sizeof(targets),
+               ctx_.stream);
+  }
+  // Collective: rank by rank.
+  std::vector<double> gather() {
+    ranks_.all_gather(own_, all_).order(ctx_.stream);
+    return to_host(all_, ctx_.stream);
+  }
+
+ private:
+  Context ctx_;
+  Communicator& ranks_;
+  Buffer storage_;
+  TensorView all_, own_;
+  DeviceBatch batch_;
+};
 
 // All predicted bytes, if tokens are bytes and `targets` of them were predicted; else 0.
 double predicted_bytes(const TokenStore& store, const EvalRows& rows, int64_t targets, bool whole) {
@@ -43,27 +67,23 @@ EvaluationResult evaluate(const Context& ctx, const Model& model, TokenStore& st
   const int64_t batches = (num_rows + options.micro_batch - 1) / options.micro_batch;
   const int64_t dp = mesh.shape().dp;
   Communicator& ranks = mesh.joined({Axis::dp, Axis::cp});
+  Round round(ctx, ranks);
   double loss = 0;
   double targets = 0;
-  std::vector<double> round(2 * ranks.size());
   for (int64_t batch = 0; batch < batches; batch += dp) {
     const int64_t first = (batch + mesh.at().dp) * options.micro_batch;
-    Part mine;
+    round.clear();
     if (first < num_rows) {
-      mine = evaluate_part(ctx, model, rows, mesh, first,
-                           std::min(options.micro_batch, num_rows - first));
+      round.evaluate_part(model, rows, mesh, first,
+                          std::min(options.micro_batch, num_rows - first));
     } else if (mesh.shape().ep > 1) {
       // The others need this rank's experts: a row behind the store's end, without a target.
-      mine = evaluate_part(ctx, model, rows, mesh, rows.num_rows(), 1);
+      round.evaluate_part(model, rows, mesh, rows.num_rows(), 1);
     }
-    const std::array<double, 2> sent = {mine.loss, mine.targets};
-    ranks
-        .all_gather(ConstTensorView(sent.data(), {2}),
-                    TensorView(round.data(), {int64_t(round.size())}))
-        .wait();
+    const std::vector<double> found = round.gather();
     for (int rank = 0; rank < ranks.size(); ++rank) {
-      loss += round[2 * rank];
-      targets += round[2 * rank + 1];
+      loss += found[rank * Round::kColumns + Round::kLoss];
+      targets += found[rank * Round::kColumns + Round::kTargets];
     }
   }
   EvaluationResult result{.loss = loss / std::max(1.0, targets), .targets = int64_t(targets)};

@@ -2,7 +2,9 @@
 
 #include <algorithm>
 
+#include "kernels/core/host_copy.h"
 #include "kernels/elementwise/elementwise.h"
+#include "kernels/grad_norm/grad_norm.h"
 #include "parallel/halving_tree.h"
 
 namespace sluice {
@@ -16,20 +18,6 @@ double halving_sum(const std::vector<double>& values, int64_t stride, int64_t co
   const int64_t middle = halving_middle(lo, hi);
   return halving_sum(values, stride, column, lo, middle) +
          halving_sum(values, stride, column, middle, hi);
-}
-
-// Whole numbers, so their order does not matter. All branches travel together.
-void sum_counts(Communicator& ranks, StepStatistics& statistics) {
-  std::vector<double> flat;
-  for (const auto& [branch, counts] : statistics.expert_counts)
-    flat.insert(flat.end(), counts.begin(), counts.end());
-  if (flat.empty()) return;
-  ranks.all_reduce(TensorView(flat.data(), {int64_t(flat.size())}), ReduceOp::sum).wait();
-  auto sum = flat.begin();
-  for (auto& [branch, counts] : statistics.expert_counts) {
-    std::copy_n(sum, counts.size(), counts.begin());
-    sum += int64_t(counts.size());
-  }
 }
 
 }  // namespace
@@ -47,32 +35,52 @@ MicroBatches deal_micro_batches(const TrainConfig& train, int64_t zero, int64_t 
           .in_turn = zero == 2};
 }
 
-GradientAccumulation::GradientAccumulation(ParameterStore& store, const ShardedArena& arena,
-                                           const Mesh& mesh, const MicroBatches& micro_batches,
-                                           bool allocate)
+GradientAccumulation::GradientAccumulation(ParameterStore& store, const Model& model,
+                                           const ShardedArena& arena, const Mesh& mesh,
+                                           const MicroBatches& micro_batches, bool allocate)
     : store_(store),
       arena_(arena),
       mesh_(mesh),
       micro_batches_(micro_batches),
-      tree_(micro_batches.count),
-      scalars_(micro_batches.count * kScalars) {
+      tree_(store.device().is_cuda() ? 1 : micro_batches.count),
+      statistics_(model.expert_branches(), store.device(), allocate) {
   for (const ShardedArena::Group& group : arena.groups()) {
     reducers_.emplace_back(
         *group.ranks, group.buckets,
         arena.shards_state() ? Reduction::reduce_scatter : Reduction::all_reduce);
   }
   // One micro-batch needs no sum of shards, nor does one rank have any.
-  const bool packs =
-      arena.shards_gradients() && micro_batches.count > 1 && mesh.shape().world() > 1;
-  const DType dtype = stat_dtype(store.dtype());
+  const bool packs = arena.shards_gradients() && micro_batches.count > 1 &&
+                     mesh.shape().world() > 1 && !adds_in_place();
+  const DType dtype = store.master_dtype();
   const int64_t width = int64_t(size_of(dtype));
   const int64_t level = packs ? arena.owned().elements() : store.flat_size();
   bytes_ = (tree_.buffers() * level + (packs ? store.flat_size() : 0)) * width;
-  if (allocate) storage_ = Buffer(bytes_, kCpu);
-  const TensorView all(storage_.data(), {bytes_ / width}, dtype);
+  if (allocate) storage_ = Buffer(bytes_, store.device());
+  const TensorView all(storage_.data(), {bytes_ / width}, dtype, store.device());
   for (int i = 0; i < tree_.buffers(); ++i) buffers_.push_back(all.columns(i * level, {level}));
   if (packs) leaf_ = all.columns(tree_.buffers() * level, {store.flat_size()});
   store_.bind_gradients(packs ? leaf_ : buffers_[0]);
+  allocate_scalars(allocate);
+}
+
+void GradientAccumulation::allocate_scalars(bool allocate) {
+  const Communicator& ranks = mesh_.joined({Axis::dp, Axis::cp});
+  const int64_t rows = micro_batches_.count * ranks.size();
+  const Device device = store_.device();
+  // The table of all ranks, of which this rank's rows are a part; where its losses are; their sum.
+  const int64_t numbers = rows * kScalars + rows + 1;
+  if (allocate) scalar_storage_ = Buffer(numbers * sizeof(double), device);
+  const TensorView all(scalar_storage_.data(), {numbers}, DType::f64, device);
+  gathered_ = all.columns(0, {rows * kScalars}).reshape({rows, kScalars});
+  scalars_ = gathered_.row_range(ranks.rank() * micro_batches_.count, micro_batches_.count);
+  loss_ = all.columns(rows * kScalars + rows, {1});
+  loss_places_ = TensorView(all.columns(rows * kScalars, {rows}).data, {rows}, DType::i64, device);
+  if (!allocate) return;
+  const OwnedStream stream(device);
+  const HostCopy places(loss_places_, stream, HostCopy::Content::unread);
+  for (int64_t row = 0; row < rows; ++row) places.view().as<int64_t>()[row] = row * kScalars;
+  places.write_back();
 }
 
 HeldTensor GradientAccumulation::gradients() const {
@@ -105,17 +113,22 @@ void GradientAccumulation::finish_reduction() {
 void GradientAccumulation::run_leaf(const Context& ctx, const Model& model, const Step& step,
                                     int64_t index) {
   const Batch batch = step.next_batch();
-  const MicroBatchTree::Leaf leaf = tree_.leaf(index);
-  const bool last = index + 1 == tree_.leaves();
+  const ModelInput input = batch_.load(ctx, batch);
+  const MicroBatchTree::Leaf leaf = adds_in_place() ? MicroBatchTree::Leaf{} : tree_.leaf(index);
+  const bool last = index + 1 == micro_batches_.count;
   const bool reduces = last || reduces_every_leaf();
   const TensorView& own = buffers_[leaf.buffer];
   const TensorView& flat = reduces_every_leaf() ? leaf_ : own;
-  zero(ctx, flat);
+  if (!adds_in_place() || index == 0) zero(ctx, flat);
   store_.bind_gradients(flat);
-  StepStatistics statistics;
-  statistics.expert_counts.swap(statistics_.expert_counts);  // counts go on, losses start anew
-  TrainingPass pass{
-      .loss_scale = step.loss_scale, .statistics = &statistics, .routing = step.routing};
+  const TensorView scalars = scalars_.row_range(index, 1).reshape({kScalars});
+  StatisticsSink statistics = statistics_.sink();
+  statistics.losses = scalars.columns(1, {2});
+  zero(ctx, scalars);
+  TrainingPass pass{.loss_scale = step.loss_scale,
+                    .loss = scalars.columns(0, {1}),
+                    .statistics = &statistics,
+                    .routing = step.routing};
   if (reduces) {
     begin_reduction(reduces_every_leaf() ? leaf_ : buffers_[0],
                     reduces_every_leaf() ? own : TensorView{});
@@ -125,48 +138,49 @@ void GradientAccumulation::run_leaf(const Context& ctx, const Model& model, cons
       ready(id);
     };
   }
-  double* const scalars = &scalars_[index * kScalars];
-  scalars[0] = model.train(ctx,
-                           {.tokens = batch.tokens(),
-                            .targets = batch.targets(),
-                            .rows = batch.rows(),
-                            .carried = step.carried == nullptr ? std::span<const Carried>{}
-                                                               : step.carried->of_batch(index)},
-                           pass);
-  scalars[1] = statistics.balance_loss;
-  scalars[2] = statistics.z_loss;
-  statistics_.expert_counts.swap(statistics.expert_counts);
+  model.train(ctx,
+              {.tokens = input.tokens,
+               .targets = input.targets,
+               .rows = input.rows,
+               .carried = step.carried == nullptr ? std::span<const Carried>{}
+                                                  : step.carried->of_batch(index)},
+              pass);
   if (reduces_every_leaf()) finish_reduction();
   if ((reduces_every_leaf() || !last) && !ctx.counting())
     merge_leaf(leaf, buffers_, 0, own.numel());
 }
 
-StepSums GradientAccumulation::run(const Context& ctx, const Model& model, const Step& step) {
-  statistics_ = {};
-  for (int64_t i = 0; i < tree_.leaves(); ++i) run_leaf(ctx, model, step, i);
-  StepSums sums = sum_over_world();
-  if (!reduces_every_leaf()) {
-    finish_reduction();
-    store_.bind_gradients(buffers_[0]);
-  }
-  return sums;
+void GradientAccumulation::run(const Context& ctx, const Model& model, const Step& step) {
+  statistics_.zero(ctx);
+  for (int64_t i = 0; i < micro_batches_.count; ++i) run_leaf(ctx, model, step, i);
+  gather_scalars(ctx);
+  if (reduces_every_leaf()) return;
+  finish_reduction();
+  store_.bind_gradients(buffers_[0]);
 }
 
-StepSums GradientAccumulation::sum_over_world() {
+void GradientAccumulation::gather_scalars(const Context& ctx) {
   Communicator& ranks = mesh_.joined({Axis::dp, Axis::cp});
-  std::vector<double> gathered(scalars_.size() * ranks.size());
-  ranks
-      .all_gather(ConstTensorView(scalars_.data(), {int64_t(scalars_.size())}),
-                  TensorView(gathered.data(), {int64_t(gathered.size())}))
-      .wait();
+  const Dims flat{scalars_.numel()};
+  ranks.all_gather(scalars_.reshape(flat), gathered_.reshape({gathered_.numel()}))
+      .order(ctx.stream);
+  // Whole numbers, so their order does not matter. All branches travel together.
+  if (statistics_.counts().numel() > 0)
+    ranks.all_reduce(statistics_.counts(), ReduceOp::sum).order(ctx.stream);
+  ordered_sum(
+      ctx,
+      {.values = gathered_.reshape({gathered_.numel()}), .places = loss_places_, .sum = loss_});
+}
+
+StepSums GradientAccumulation::read_sums(const Context& ctx) const {
   StepSums sums;
-  const std::vector<double> table = sum_over_sequence(gathered);
+  if (ctx.counting()) return sums;
+  sums.statistics = statistics_.read(ctx);
+  const std::vector<double> table = sum_over_sequence(to_host(gathered_, ctx.stream));
   const int64_t all = micro_batches_.count * micro_batches_.ranks;
   sums.loss = halving_sum(table, kScalars, 0, 0, all);
   sums.statistics.balance_loss = halving_sum(table, kScalars, 1, 0, all);
   sums.statistics.z_loss = halving_sum(table, kScalars, 2, 0, all);
-  sums.statistics.expert_counts = std::move(statistics_.expert_counts);
-  sum_counts(ranks, sums.statistics);
   return sums;
 }
 

@@ -10,6 +10,9 @@
 //   take micro-batches in turn, so what is reduced together is a subtree if the number of
 //   micro-batches of a rank is a power of two.
 // Then the sum has the bits of one rank's.
+//
+// On a GPU all micro-batches of a rank add into one buffer, one after the other: the same bits for
+// the same layout, without the tree's memory.
 #pragma once
 
 #include <functional>
@@ -20,6 +23,7 @@
 #include "parallel/micro_batch_tree.h"
 #include "trainer/carried_states.h"
 #include "trainer/config.h"
+#include "trainer/device_batch.h"
 #include "trainer/sharded_arena.h"
 
 namespace sluice {
@@ -48,8 +52,8 @@ struct StepSums {
 class GradientAccumulation {
  public:
   // The references must outlive it. With allocate = false (planning) there is no memory.
-  GradientAccumulation(ParameterStore& store, const ShardedArena& arena, const Mesh& mesh,
-                       const MicroBatches& micro_batches, bool allocate = true);
+  GradientAccumulation(ParameterStore& store, const Model& model, const ShardedArena& arena,
+                       const Mesh& mesh, const MicroBatches& micro_batches, bool allocate = true);
 
   // What all micro-batches of a step have in common.
   struct Step {
@@ -58,10 +62,14 @@ class GradientAccumulation {
     std::function<Batch()> next_batch = {};  // gives them in order
     const CarriedStates* carried = nullptr;  // optional
   };
-  // Runs every micro-batch and reduces. Afterwards gradients() holds the world's sum of what this
-  // rank owns (with zero 0: of everything).
-  StepSums run(const Context& ctx, const Model& model, const Step& step);
+  // Runs every micro-batch and reduces, without waiting for a GPU. Afterwards gradients() holds the
+  // world's sum of what this rank owns (with zero 0: of everything).
+  void run(const Context& ctx, const Model& model, const Step& step);
   HeldTensor gradients() const;
+  // (1) f64: the world's sum of token losses in some order. Not finite if any loss is not.
+  TensorView loss() const { return loss_; }
+  // What run() has summed; waits for the stream.
+  StepSums read_sums(const Context& ctx) const;
 
   const std::vector<GradientReducer>& reducers() const { return reducers_; }
   int64_t bytes() const { return bytes_; }
@@ -75,8 +83,11 @@ class GradientAccumulation {
   void begin_reduction(const TensorView& flat, const TensorView& packed);
   void ready(ParameterId id);
   void finish_reduction();
-  StepSums sum_over_world();
+  void allocate_scalars(bool allocate);
+  void gather_scalars(const Context& ctx);
   std::vector<double> sum_over_sequence(const std::vector<double>& gathered) const;
+  // On a GPU: one buffer for all micro-batches.
+  bool adds_in_place() const { return store_.device().is_cuda(); }
 
   ParameterStore& store_;
   const ShardedArena& arena_;
@@ -88,8 +99,13 @@ class GradientAccumulation {
   Buffer storage_;
   std::vector<TensorView> buffers_;  // of the tree: whole arenas, or owned shards packed
   TensorView leaf_;                  // a whole arena, where a leaf's gradient is not in buffers_
-  std::vector<double> scalars_;      // (micro-batches of this rank, kScalars)
-  StepStatistics statistics_;        // of this rank's micro-batches: expert counts
+  Buffer scalar_storage_;
+  TensorView scalars_;           // (micro-batches of this rank, kScalars) f64
+  TensorView gathered_;          // the same of all ranks of dp and cp
+  TensorView loss_places_;       // i64: the losses among gathered_
+  TensorView loss_;              // (1) f64
+  StatisticsBuffer statistics_;  // expert counts of this step
+  DeviceBatch batch_;            // on a GPU: the micro-batch that runs
 };
 
 }  // namespace sluice

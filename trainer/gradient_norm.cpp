@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "kernels/core/host_copy.h"
 #include "kernels/grad_norm/grad_norm.h"
 
 namespace sluice {
@@ -15,72 +16,74 @@ std::vector<Slice> ascending_shards(const GradientBuckets& buckets, int ranks, i
   return shards;
 }
 
-TensorView view_of(std::vector<double>& memory, int64_t begin, int64_t count) {
-  return TensorView(memory.empty() ? nullptr : memory.data() + begin, {count}, DType::f64);
-}
-
 }  // namespace
 
-GradientNorm::GradientNorm(const ShardedArena& arena, const Mesh& mesh)
+GradientNorm::GradientNorm(const ShardedArena& arena, const Mesh& mesh, Device device,
+                           bool allocate)
     : experts_(mesh.axis(Axis::ep)) {
+  int64_t sums = 0;
   for (const ShardedArena::Group& group : arena.groups()) {
-    const int64_t blocks = group.buckets.span.size() / kNormBlock;
-    blocks_.push_back({.which = group.which,
-                       .ranks = group.ranks,
-                       .buckets = group.buckets,
-                       .of_rank = blocks / group.ranks->size(),
-                       .own = {},
-                       .all = {},
-                       .places = {}});
+    sums += group.which == ReduceGroup::dense ? 1 : experts_.size();
+    this->allocate(blocks_.emplace_back(), group, device, allocate);
   }
+  if (allocate) storage_ = Buffer(sums * sizeof(double), device);
+  squares_ = TensorView(storage_.data(), {sums}, DType::f64, device);
 }
 
-void GradientNorm::allocate(Blocks& blocks) {
-  const int ranks = blocks.ranks->size();
-  blocks.own.resize(blocks.of_rank);
-  blocks.all.resize(blocks.of_rank * ranks);
-  blocks.places.resize(blocks.of_rank * ranks);
+void GradientNorm::allocate(Blocks& blocks, const ShardedArena::Group& group, Device device,
+                            bool allocate) {
+  const int ranks = group.ranks->size();
+  const int64_t count = group.buckets.span.size() / kNormBlock;
+  const Slice own = slice_of(count, ranks, group.ranks->rank());
+  blocks.which = group.which;
+  blocks.ranks = group.ranks;
+  blocks.shards = ascending_shards(group.buckets, ranks, group.ranks->rank());
+  if (allocate) blocks.storage = Buffer(count * (sizeof(double) + sizeof(int64_t)), device);
+  char* const data = static_cast<char*>(blocks.storage.data());
+  blocks.all = TensorView(data, {count}, DType::f64, device);
+  blocks.own = blocks.all.columns(own.begin, {own.size()});
+  blocks.places = TensorView(data == nullptr ? nullptr : data + count * sizeof(double), {count},
+                             DType::i64, device);
+  if (!allocate) return;
+  const OwnedStream stream(device);
+  const HostCopy places(blocks.places, stream, HostCopy::Content::unread);
   int64_t place = 0;
   for (int rank = 0; rank < ranks; ++rank) {
-    for (const Slice& shard : ascending_shards(blocks.buckets, ranks, rank)) {
-      const int64_t first = (shard.begin - blocks.buckets.span.begin) / kNormBlock;
+    for (const Slice& shard : ascending_shards(group.buckets, ranks, rank)) {
+      const int64_t first = (shard.begin - group.buckets.span.begin) / kNormBlock;
       for (int64_t block = first; block < first + shard.size() / kNormBlock; ++block)
-        blocks.places[block] = place++;
+        places.view().as<int64_t>()[block] = place++;
     }
   }
+  places.write_back();
 }
 
-double GradientNorm::sum_of(const Context& ctx, const HeldTensor& gradients, Blocks& blocks) {
-  if (!ctx.counting() && blocks.own.empty()) allocate(blocks);
+void GradientNorm::sum_group(const Context& ctx, const HeldTensor& gradients, const Blocks& blocks,
+                             const TensorView& sum) {
   int64_t done = 0;
-  for (const Slice& shard :
-       ascending_shards(blocks.buckets, blocks.ranks->size(), blocks.ranks->rank())) {
+  for (const Slice& shard : blocks.shards) {
     const int64_t count = shard.size() / kNormBlock;
-    block_squares(ctx, {.x = gradients.at(shard), .sums = view_of(blocks.own, done, count)});
+    block_squares(ctx, {.x = gradients.at(shard), .sums = blocks.own.columns(done, {count})});
     done += count;
   }
-  blocks.ranks
-      ->all_gather(view_of(blocks.own, 0, blocks.of_rank),
-                   view_of(blocks.all, 0, blocks.of_rank * blocks.ranks->size()))
-      .wait();
-  double sum = 0;
-  for (const int64_t place : blocks.places) sum += blocks.all[place];
-  return sum;
+  blocks.ranks->all_gather(blocks.own, blocks.all).order(ctx.stream);
+  ordered_sum(ctx, {.values = blocks.all, .places = blocks.places, .sum = sum});
 }
 
-double GradientNorm::squared(const Context& ctx, const HeldTensor& gradients) {
-  double squared = 0;
-  for (Blocks& blocks : blocks_) {
-    double sum = sum_of(ctx, gradients, blocks);
+ConstTensorView GradientNorm::squares(const Context& ctx, const HeldTensor& gradients) {
+  int64_t next = 0;
+  for (const Blocks& blocks : blocks_) {
     if (blocks.which == ReduceGroup::dense) {  // the same parameters on all ranks
-      squared += sum;
+      sum_group(ctx, gradients, blocks, squares_.columns(next++, {1}));
       continue;
     }
-    std::vector<double> of_ranks(experts_.size());
-    experts_.all_gather(ConstTensorView(&sum, {1}), view_of(of_ranks, 0, experts_.size())).wait();
-    for (const double of_rank : of_ranks) squared += of_rank;
+    const TensorView of_ranks = squares_.columns(next, {experts_.size()});
+    const TensorView own = of_ranks.columns(experts_.rank(), {1});
+    sum_group(ctx, gradients, blocks, own);
+    experts_.all_gather(own, of_ranks).order(ctx.stream);
+    next += experts_.size();
   }
-  return squared;
+  return squares_;
 }
 
 }  // namespace sluice

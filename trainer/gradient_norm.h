@@ -11,28 +11,32 @@ namespace sluice {
 
 class GradientNorm {
  public:
-  // Both must outlive it.
-  GradientNorm(const ShardedArena& arena, const Mesh& mesh);
+  // Both must outlive it. With allocate = false (planning) there is no memory.
+  GradientNorm(const ShardedArena& arena, const Mesh& mesh, Device device, bool allocate = true);
 
-  // Collective. The sum of squares; not finite if any element is not.
-  double squared(const Context& ctx, const HeldTensor& gradients);
+  // Collective. Sums of squares (n) f64, to be added in order: of the dense parameters, then of
+  // every ep rank's experts. Not finite if any element is not.
+  ConstTensorView squares(const Context& ctx, const HeldTensor& gradients);
 
  private:
-  // Of one reduction group. The memory is made for the first step that is not only counted.
+  // Of one reduction group, in blocks of kNormBlock elements.
   struct Blocks {
     ReduceGroup which = ReduceGroup::dense;
     Communicator* ranks = nullptr;
-    GradientBuckets buckets;
-    int64_t of_rank = 0;          // blocks
-    std::vector<double> own;      // sums of this rank's blocks, in the order of the arena
-    std::vector<double> all;      // of all ranks, in rank order
-    std::vector<int64_t> places;  // in `all`, of every block in the order of the arena
+    std::vector<Slice> shards;  // of this rank, in the order of the arena
+    Buffer storage;
+    TensorView own;     // sums of this rank's blocks, in the order of the arena
+    TensorView all;     // of all ranks, in rank order; own is a part of it
+    TensorView places;  // i64: in `all`, of every block in the order of the arena
   };
-  static void allocate(Blocks& blocks);
-  double sum_of(const Context& ctx, const HeldTensor& gradients, Blocks& blocks);
+  void allocate(Blocks& blocks, const ShardedArena::Group& group, Device device, bool allocate);
+  void sum_group(const Context& ctx, const HeldTensor& gradients, const Blocks& blocks,
+                 const TensorView& sum);
 
   Communicator& experts_;  // ep: ranks whose expert parameters are others
   std::vector<Blocks> blocks_;
+  Buffer storage_;
+  TensorView squares_;
 };
 
 }  // namespace sluice

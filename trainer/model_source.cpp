@@ -2,6 +2,7 @@
 
 #include <sys/stat.h>
 
+#include "kernels/core/device_memory.h"
 #include "kernels/core/error.h"
 #include "trainer/checkpoint_model.h"
 #include "trainer/hf/hf_model.h"
@@ -33,6 +34,23 @@ LoadedModel load_model(const std::string& path, DType dtype) {
       concat(path, is_folder(path) ? ": holds no model" : ": is no folder",
              "; a model is a run folder, a checkpoint folder, or a Hugging Face folder with "
              "config.json and model.safetensors"));
+}
+
+LoadedModel move_model(LoadedModel loaded, Device device, DType dtype) {
+  if (loaded.model->device() == device && loaded.model->dtype() == dtype) return loaded;
+  auto store = std::make_unique<ParameterStore>(dtype, device);
+  auto model = std::make_unique<Model>(loaded.model->config(), *store);
+  store->freeze();
+  const TensorView from = loaded.store->values(), to = store->values();
+  SLUICE_CHECK(from.dims == to.dims && from.dtype == to.dtype && from.device.is_cpu(),
+               "a model of ", to_string(from.dims), " moves to one of ", to_string(to.dims));
+  const OwnedStream stream(device);
+  copy_bytes(to.data, device, from.data, kCpu, from.numel() * size_of(from.dtype), stream);
+  store->round_values(stream);
+  Stream(stream).sync();
+  loaded.store = std::move(store);
+  loaded.model = std::move(model);
+  return loaded;
 }
 
 std::vector<SourceTensor> own_tensors(const ParameterStore& store) {

@@ -1,59 +1,92 @@
 #include "trainer/optimizer.h"
 
 #include <algorithm>
+#include <array>
+#include <cmath>
+#include <numeric>
 
-#include "kernels/adamw/adamw.h"
+#include "kernels/core/host_copy.h"
 
 namespace sluice {
 
 Optimizer::Optimizer(const OptimizerConfig& config, const ParameterStore& store,
                      const PackedSlices& held, bool allocate)
     : config_(config), store_(store), held_(held) {
-  const DType dtype = stat_dtype(store.dtype());
-  const int64_t bytes = held.elements() * int64_t(size_of(dtype));
-  if (allocate) storage_ = Buffer(2 * bytes, kCpu);
-  char* const data = static_cast<char*>(storage_.data());
-  exp_avg_ = TensorView(data, {held.elements()}, dtype);
-  exp_avg_sq_ = TensorView(data == nullptr ? nullptr : data + bytes, {held.elements()}, dtype);
+  const DType dtype = store.master_dtype();
+  const int64_t elements = held.elements();
+  if (allocate) moments_ = Buffer(2 * elements * size_of(dtype), store.device());
+  const TensorView both(moments_.data(), {2 * elements}, dtype, store.device());
+  exp_avg_ = both.columns(0, {elements});
+  exp_avg_sq_ = both.columns(elements, {elements});
 
-  std::vector<int32_t> order(store.parameters().size());
-  for (size_t i = 0; i < order.size(); ++i) order[i] = int32_t(i);
-  std::sort(order.begin(), order.end(), [&](int32_t a, int32_t b) {
-    return store.parameters()[a].offset < store.parameters()[b].offset;
-  });
+  find_spans();
+  const int64_t numbers = int64_t(host_spans_.size());
+  if (allocate) tables_ = Buffer((kNumUpdateScalars + numbers) * sizeof(double), store.device());
+  const TensorView tables(tables_.data(), {kNumUpdateScalars + numbers}, DType::f64,
+                          store.device());
+  scalars_ = tables.columns(0, {kNumUpdateScalars});
+  const TensorView flat = tables.columns(kNumUpdateScalars, {numbers});
+  spans_ = flat.reshape({numbers / kNumSpanColumns, kNumSpanColumns});
+  if (!allocate) return;
+  const OwnedStream stream(store.device());
+  const HostCopy host(flat, stream, HostCopy::Content::unread);
+  std::copy(host_spans_.begin(), host_spans_.end(), host.view().as<double>());
+  host.write_back();
+}
+
+void Optimizer::find_spans() {
+  const std::vector<Parameter>& parameters = store_.parameters();
+  std::vector<int32_t> order(parameters.size());
+  std::iota(order.begin(), order.end(), 0);
+  std::sort(order.begin(), order.end(),
+            [&](int32_t a, int32_t b) { return parameters[a].offset < parameters[b].offset; });
   for (const int32_t index : order) {
-    const Parameter& parameter = store.parameters()[index];
+    const Parameter& parameter = parameters[index];
     if (parameter.flags.frozen) continue;
-    const Span span{parameter.offset, store.padded_end({index}),
-                    parameter.flags.decay ? config.weight_decay : 0.0, parameter.flags.lr_scale};
-    const bool joins = !spans_.empty() && spans_.back().end == span.begin &&
-                       spans_.back().weight_decay == span.weight_decay &&
-                       spans_.back().lr_scale == span.lr_scale;
+    std::array<double, kNumSpanColumns> span{};
+    span[kSpanBegin] = double(parameter.offset);
+    span[kSpanEnd] = double(store_.padded_end({index}));
+    span[kSpanWeightDecay] = parameter.flags.decay ? config_.weight_decay : 0.0;
+    span[kSpanLrScale] = parameter.flags.lr_scale;
+    double* const last =
+        host_spans_.empty() ? nullptr : &host_spans_[host_spans_.size() - kNumSpanColumns];
+    const bool joins = last != nullptr && last[kSpanEnd] == span[kSpanBegin] &&
+                       last[kSpanWeightDecay] == span[kSpanWeightDecay] &&
+                       last[kSpanLrScale] == span[kSpanLrScale];
     if (joins) {
-      spans_.back().end = span.end;
+      last[kSpanEnd] = span[kSpanEnd];
     } else {
-      spans_.push_back(span);
+      host_spans_.insert(host_spans_.end(), span.begin(), span.end());
     }
   }
 }
 
-void Optimizer::update(const Context& ctx, const Update& update, const Slice& part) {
-  auto span = std::partition_point(spans_.begin(), spans_.end(), [&](const Span& candidate) {
-    return candidate.end <= part.begin;
-  });
-  for (; span != spans_.end() && span->begin < part.end; ++span) {
-    const Slice both{std::max(part.begin, span->begin), std::min(part.end, span->end)};
-    adamw(ctx, {.value = store_.values().columns(both.begin, {both.size()}),
-                .grad = update.gradients.at(both),
-                .exp_avg = exp_avg().at(both),
-                .exp_avg_sq = exp_avg_sq().at(both),
-                .lr = update.lr * span->lr_scale,
+void Optimizer::begin_update(const Context& ctx, double lr) {
+  if (ctx.counting()) return;
+  const double t = double(t_ + 1);
+  std::array<double, kGradScale> host{};
+  host[kLearningRate] = lr;
+  host[kCorrection1] = 1 - std::pow(config_.betas[0], t);
+  host[kCorrection2] = 1 - std::pow(config_.betas[1], t);
+  copy_bytes(scalars_.data, ctx.device, host.data(), kCpu, sizeof(host), ctx.stream);
+}
+
+void Optimizer::update(const Context& ctx, const HeldTensor& gradients, const Slice& part) const {
+  if (part.size() == 0) return;
+  const TensorView rounded = store_.rounded();
+  // What is held in one piece is updated in one piece: neighbours may lie apart when packed.
+  for (const Slice& piece : held_.within(part.begin, part.end)) {
+    adamw(ctx, {.value = store_.values().columns(piece.begin, {piece.size()}),
+                .rounded = rounded ? rounded.columns(piece.begin, {piece.size()}) : TensorView{},
+                .grad = gradients.at(piece),
+                .exp_avg = exp_avg().at(piece),
+                .exp_avg_sq = exp_avg_sq().at(piece),
+                .scalars = scalars_,
+                .spans = spans_,
+                .first = piece.begin,
                 .beta1 = config_.betas[0],
                 .beta2 = config_.betas[1],
-                .eps = config_.eps,
-                .weight_decay = span->weight_decay,
-                .grad_scale = update.grad_scale,
-                .t = t_});
+                .eps = config_.eps});
   }
 }
 

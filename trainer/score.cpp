@@ -5,7 +5,9 @@
 #include "data/batch.h"
 #include "data/hdf5_file.h"
 #include "data/token_store.h"
+#include "kernels/core/device_memory.h"
 #include "kernels/core/error.h"
+#include "trainer/device_batch.h"
 #include "trainer/json_file.h"
 #include "trainer/open_file.h"
 #include "trainer/step_memory.h"
@@ -82,13 +84,17 @@ void allocate_outputs(const LoadedModel& loaded, const TokenRows& rows, const Sc
                               rows[0].size(), " tokens, row ", i, " has ", rows[i].size()));
     }
     const Dims dims{scores.rows, int64_t(rows[0].size()), loaded.config.vocab_size};
-    scores.logits_storage = Buffer(dims.numel() * size_of(dtype), kCpu);
-    scores.logits = TensorView(scores.logits_storage.data(), dims, dtype);
+    scores.logits_storage =
+        Buffer(dims.numel() * size_of(stat_dtype(dtype)), loaded.model->device());
+    scores.logits =
+        TensorView(scores.logits_storage.data(), dims, stat_dtype(dtype), loaded.model->device());
   }
   // Counting the memory of a pass looks at the gradients' shapes in any case.
-  TensorView gradients(nullptr, {loaded.store->flat_size()}, stat_dtype(dtype));
+  TensorView gradients(nullptr, {loaded.store->flat_size()}, stat_dtype(dtype),
+                       loaded.model->device());
   if (request.gradients) {
-    scores.gradients_storage = Buffer(gradients.numel() * size_of(gradients.dtype), kCpu);
+    scores.gradients_storage =
+        Buffer(gradients.numel() * size_of(gradients.dtype), gradients.device);
     gradients.data = scores.gradients_storage.data();
     scores.gradients = gradients;
   }
@@ -102,6 +108,20 @@ ArenaPeaks peaks_of(const LoadedModel& loaded, int64_t T) {
           .scratch = std::max(training.scratch, logits.scratch)};
 }
 
+// Files are written from there.
+void to_host_memory(Scores& scores, Stream stream) {
+  const auto move = [&](TensorView& tensor, Buffer& storage) {
+    if (!tensor || tensor.device.is_cpu()) return;
+    Buffer host(tensor.numel() * size_of(tensor.dtype), kCpu);
+    copy_bytes(host.data(), kCpu, tensor.data, tensor.device, host.bytes(), stream);
+    stream.sync();
+    tensor = TensorView(host.data(), tensor.dims, tensor.dtype);
+    storage = std::move(host);
+  };
+  move(scores.logits, scores.logits_storage);
+  move(scores.gradients, scores.gradients_storage);
+}
+
 }  // namespace
 
 TokenRows read_token_rows(const std::string& path, int64_t vocab_size) {
@@ -113,7 +133,8 @@ TokenRows read_token_rows(const std::string& path, int64_t vocab_size) {
   return rows;
 }
 
-Scores score(const LoadedModel& loaded, const TokenRows& rows, const ScoreRequest& request) {
+Scores score(const LoadedModel& loaded, const TokenRows& rows, const ScoreRequest& request,
+             Stream stream) {
   Scores scores;
   scores.rows = int64_t(rows.size());
   for (const auto& row : rows) scores.tokens += int64_t(row.size());
@@ -122,22 +143,29 @@ Scores score(const LoadedModel& loaded, const TokenRows& rows, const ScoreReques
     throw UsageError("there is nothing to predict: at least one row needs two tokens");
   }
   allocate_outputs(loaded, rows, request, scores);
-  StepArenas arenas(peaks_of(loaded, longest(rows)));
+  const Device device = loaded.model->device();
+  StepArenas arenas(peaks_of(loaded, longest(rows)), {.device = device, .stream = stream});
   const Context ctx = arenas.context();
+  const Buffer loss_storage(sizeof(double), device);
+  const TensorView loss(loss_storage.data(), {1}, DType::f64, device);
+  DeviceBatch here;
   double loss_sum = 0;
   for (int64_t i = 0; i < scores.rows; ++i) {
     const Batch batch = one_document(i, rows[i]);
-    const ModelInput input{
-        .tokens = batch.tokens(), .targets = batch.targets(), .rows = batch.rows()};
-    loss_sum += request.gradients
-                    ? loaded.model->train(ctx, input, {.loss_scale = 1 / double(scores.targets)})
-                    : loaded.model->evaluate(ctx, input);
+    const ModelInput input = here.load(ctx, batch);
+    if (request.gradients) {
+      loaded.model->train(ctx, input, {.loss_scale = 1 / double(scores.targets), .loss = loss});
+    } else {
+      loaded.model->evaluate(ctx, input, loss);
+    }
+    loss_sum += to_host(loss, stream).front();
     if (request.logits) {
       const TensorView row = scores.logits.slice(i);
       loaded.model->logits(ctx, input, row.reshape({1, row.dim(0), row.dim(1)}));
     }
   }
   scores.loss = loss_sum / double(scores.targets);
+  to_host_memory(scores, stream);
   return scores;
 }
 

@@ -35,8 +35,10 @@ struct Scores {
   TensorView gradients;  // flat, as the store lays parameters out, if asked for
 };
 
-// Throws UsageError if no row has a target.
-Scores score(const LoadedModel& loaded, const TokenRows& rows, const ScoreRequest& request);
+// Where the model is; the results are in host memory, logits and gradients in f32 (f64 of an f64
+// model). Throws UsageError if no row has a target.
+Scores score(const LoadedModel& loaded, const TokenRows& rows, const ScoreRequest& request,
+             Stream stream = {});
 
 // HDF5: the dataset "logits" (rows, T, V); a dataset for each tensor of the model's files, under
 // its name and shape. Parameters that no gradient trains (a router's choice bias) are left out.

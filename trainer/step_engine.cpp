@@ -3,15 +3,18 @@
 #include <algorithm>
 #include <cmath>
 
+#include "kernels/core/device_memory.h"
 #include "kernels/elementwise/elementwise.h"
+#include "kernels/grad_norm/grad_norm.h"
 
 namespace sluice {
 
-StepEngine::StepEngine(const Config& config, const Mesh& mesh, DType dtype)
+StepEngine::StepEngine(const Config& config, const Mesh& mesh, DType dtype, const Place& place)
     : config_(config),
       mesh_(mesh),
+      place_(place),
       micro_batches_(deal_micro_batches(config.train, config.parallel.zero, mesh.shape().dp)),
-      store_(dtype),
+      store_(dtype, place.device),
       model_(config.model, store_,
              {.recompute = config.train.recompute,
               .groups = layer_groups(mesh),
@@ -19,31 +22,33 @@ StepEngine::StepEngine(const Config& config, const Mesh& mesh, DType dtype)
       arena_((store_.freeze(!mesh.planned(), ShardedArena::units(mesh)), store_), mesh,
              config.parallel.zero),
       optimizer_(config.optimizer, store_, arena_.held(), !mesh.planned()),
-      accumulation_(store_, arena_, mesh, micro_batches_, !mesh.planned()),
-      norm_(arena_, mesh),
-      carried_(config.data.carry_state
-                   ? std::make_unique<CarriedStates>(model_, micro_batches_.count,
-                                                     micro_batches_.rows, !mesh.planned())
-                   : nullptr),
+      accumulation_(store_, model_, arena_, mesh, micro_batches_, !mesh.planned()),
+      squares_(arena_, mesh, place.device, !mesh.planned()),
+      norm_storage_(mesh.planned() ? 0 : sizeof(double), place.device),
+      norm_(norm_storage_.data(), {1}, DType::f64, place.device),
+      carried_(config.data.carry_state ? std::make_unique<CarriedStates>(
+                                             model_, micro_batches_.count, micro_batches_.rows,
+                                             place.device, !mesh.planned())
+                                       : nullptr),
       arenas_(make_arenas()) {
   if (!mesh.planned()) store_.initialise(uint64_t(config.seed));
 }
 
 // As large as a step with one micro-batch, or an evaluation, says.
 StepArenas StepEngine::make_arenas() const {
-  if (mesh_.planned()) return StepArenas();
+  if (mesh_.planned()) return StepArenas(place_);
   Config config = config_;
   config.train.global_batch = config.train.micro_batch * mesh_.shape().dp;
   const Mesh mesh(mesh_.shape(), mesh_.world().rank());
-  StepEngine counting(config, mesh, store_.dtype());
+  StepEngine counting(config, mesh, store_.dtype(), place_);
   counting.count_step();
   counting.count_evaluation();
-  return StepArenas(counting.arenas_.peaks());
+  return StepArenas(counting.arenas_.peaks(), place_);
 }
 
 EngineMemory StepEngine::memory() const {
   const ArenaPeaks arenas = mesh_.planned() ? arenas_.peaks() : arenas_.capacities();
-  return {.values = store_.flat_size() * int64_t(size_of(store_.dtype())),
+  return {.values = store_.value_bytes(),
           .gradients = accumulation_.bytes(),
           .optimizer = optimizer_.bytes(),
           .saved = int64_t(arenas.saved),
@@ -52,10 +57,12 @@ EngineMemory StepEngine::memory() const {
 }
 
 StepReport StepEngine::step(const StepInput& input) {
-  StepReport report{.lr = input.lr, .statistics = {}};
-  accumulate_gradients(input, report);
-  measure_gradient(report);
-  update(report);
+  optimizer_.begin_update(arenas_.context(), input.lr);
+  accumulate_gradients(input);
+  clip();
+  update();
+  StepReport report = read_report(input);
+  end_step(report);
   return report;
 }
 
@@ -71,54 +78,77 @@ void StepEngine::count_evaluation() {
   SLUICE_CHECK(mesh_.planned(), "an evaluation is counted on a planned mesh");
   const Batch batch = Batch::planned(micro_batches_.rows, config_.train.seq_len, sequence_shard(),
                                      config_.train.global_batch);
-  model_.evaluate(arenas_.context(),
-                  {.tokens = batch.tokens(), .targets = batch.targets(), .rows = batch.rows()});
+  DeviceBatch here;
+  model_.evaluate(arenas_.context(), here.load(arenas_.context(), batch),
+                  TensorView(nullptr, {1}, DType::f64, place_.device));
 }
 
-void StepEngine::accumulate_gradients(const StepInput& input, StepReport& report) {
-  const double per_target = 1.0 / double(std::max<int64_t>(1, input.targets));
-  const StepSums sums = accumulation_.run(arenas_.context(), model_,
-                                          {.loss_scale = per_target,
-                                           .routing = input.routing,
-                                           .next_batch = input.next_batch,
-                                           .carried = carried_.get()});
-  report.loss = sums.loss * per_target;
-  report.statistics = sums.statistics;
+namespace {
+
+double per_target(const StepInput& input) {
+  return 1.0 / double(std::max<int64_t>(1, input.targets));
 }
 
-void StepEngine::measure_gradient(StepReport& report) {
-  report.grad_norm = std::sqrt(norm_.squared(arenas_.context(), accumulation_.gradients()));
-  report.finite = std::isfinite(report.loss) && std::isfinite(report.grad_norm);
+}  // namespace
+
+void StepEngine::accumulate_gradients(const StepInput& input) {
+  accumulation_.run(arenas_.context(), model_,
+                    {.loss_scale = per_target(input),
+                     .routing = input.routing,
+                     .next_batch = input.next_batch,
+                     .carried = carried_.get()});
 }
 
-// All ranks have found the same loss and norm, so they decide alike.
-void StepEngine::update(StepReport& report) {
-  if (carried_) carried_->end_step(report.finite);
-  if (!report.finite) return;
-  const double clip = config_.optimizer.clip;
-  const double grad_scale = clip > 0 && report.grad_norm > clip ? clip / report.grad_norm : 1;
-  optimizer_.begin_update();
-  update_shards(
-      {.lr = report.lr, .grad_scale = grad_scale, .gradients = accumulation_.gradients()});
-  model_.end_step(report.statistics);
+// All ranks find the same loss and norm, so they decide alike.
+void StepEngine::clip() {
+  const Context ctx = arenas_.context();
+  clip_gradient(ctx, {.squares = squares_.squares(ctx, accumulation_.gradients()),
+                      .loss = accumulation_.loss(),
+                      .clip = config_.optimizer.clip,
+                      .norm = norm_,
+                      .grad_scale = optimizer_.grad_scale(),
+                      .apply = optimizer_.apply()});
 }
 
 // A bucket's values are on their way while the next bucket is updated.
-void StepEngine::update_shards(const Optimizer::Update& update) {
+void StepEngine::update() {
   const Context ctx = arenas_.context();
-  if (!arena_.shards_state()) return optimizer_.update(ctx, update, {0, store_.flat_size()});
+  const HeldTensor gradients = accumulation_.gradients();
+  if (!arena_.shards_state()) return optimizer_.update(ctx, gradients, {0, store_.flat_size()});
   std::vector<Event> in_flight;
   for (const GradientReducer& reducer : accumulation_.reducers()) {
     for (size_t bucket = 0; bucket < reducer.buckets().size(); ++bucket) {
-      optimizer_.update(ctx, update, reducer.shards()[bucket]);
+      optimizer_.update(ctx, gradients, reducer.shards()[bucket]);
       in_flight.push_back(reducer.gather(bucket, store_.values()));
     }
   }
-  for (const Event& event : in_flight) event.wait();
+  for (const Event& event : in_flight) event.order(ctx.stream);
+  // The updates rounded this rank's shards; the others' masters have just come.
+  if (store_.rounded() && mesh_.shape().world() > 1)
+    convert(ctx, store_.values(), store_.rounded());
+}
+
+StepReport StepEngine::read_report(const StepInput& input) const {
+  const Context ctx = arenas_.context();
+  StepReport report{.lr = input.lr, .statistics = {}};
+  if (ctx.counting()) return report;
+  StepSums sums = accumulation_.read_sums(ctx);
+  report.loss = sums.loss * per_target(input);
+  report.statistics = std::move(sums.statistics);
+  report.grad_norm = to_host(norm_, ctx.stream).front();
+  report.finite = to_host(optimizer_.apply(), ctx.stream).front() != 0;
+  return report;
+}
+
+void StepEngine::end_step(const StepReport& report) {
+  if (carried_) carried_->end_step(report.finite);
+  if (!report.finite) return;
+  optimizer_.count_update();
+  model_.end_step(arenas_.context(), report.statistics);
 }
 
 void StepEngine::gather_gradients(const TensorView& flat) {
-  expect("gradients", flat, {store_.flat_size()}, stat_dtype(store_.dtype()), kCpu);
+  expect("gradients", flat, {store_.flat_size()}, store_.master_dtype(), place_.device);
   const HeldTensor gradients = accumulation_.gradients();
   for (const GradientReducer& reducer : accumulation_.reducers()) {
     for (size_t bucket = 0; bucket < reducer.buckets().size(); ++bucket) {

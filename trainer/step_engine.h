@@ -57,11 +57,15 @@ class StepEngine {
   // not allow.
   //
   // On a planned mesh nothing is allocated: such an engine only counts.
-  StepEngine(const Config& config, const Mesh& mesh, DType dtype = DType::f32);
+  //
+  // On a GPU the groups of the mesh must be of its memory, and work goes to place.stream.
+  StepEngine(const Config& config, const Mesh& mesh, DType dtype = DType::f32,
+             const Place& place = {});
   StepEngine(const StepEngine&) = delete;  // its parts refer to each other
   StepEngine& operator=(const StepEngine&) = delete;
 
-  // Collective. Values, moments and t are updated unless the step was not finite.
+  // Collective. Values, moments and t are updated unless the step was not finite. The host waits
+  // for a GPU once, when all of the step was enqueued.
   StepReport step(const StepInput& input);
   // The same without memory, on a planned mesh: afterwards the traffic of the mesh's groups is that
   // of a step, and memory() says what it needs. An evaluation may need more.
@@ -86,6 +90,7 @@ class StepEngine {
   const Model& model() const { return model_; }
   const CarriedStates* carried() const { return carried_.get(); }  // null: rows start afresh
   Context context() { return arenas_.context(); }
+  const Place& place() const { return place_; }
   EngineMemory memory() const;
 
   // Collective. The last step's gradient, unclipped, into a flat tensor of the store's layout: of
@@ -94,20 +99,24 @@ class StepEngine {
 
  private:
   StepArenas make_arenas() const;
-  void accumulate_gradients(const StepInput& input, StepReport& report);
-  void measure_gradient(StepReport& report);
-  void update(StepReport& report);
-  void update_shards(const Optimizer::Update& update);
+  void accumulate_gradients(const StepInput& input);
+  void clip();
+  void update();
+  StepReport read_report(const StepInput& input) const;
+  void end_step(const StepReport& report);
 
   Config config_;
   const Mesh& mesh_;
+  Place place_;
   MicroBatches micro_batches_;
   ParameterStore store_;
   Model model_;
   ShardedArena arena_;
   Optimizer optimizer_;
   GradientAccumulation accumulation_;
-  GradientNorm norm_;
+  GradientNorm squares_;
+  Buffer norm_storage_;
+  TensorView norm_;  // (1) f64
   std::unique_ptr<CarriedStates> carried_;
   StepArenas arenas_;
 };

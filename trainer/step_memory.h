@@ -52,21 +52,30 @@ ArenaPeaks count_step(const Model& model, int64_t B, int64_t max_tokens);
 // The two arenas of a rank and the context over them.
 class StepArenas {
  public:
-  explicit StepArenas(const ArenaPeaks& peaks)
-      : saved_("saved", peaks.saved, kCpu), scratch_("scratch", peaks.scratch, kCpu) {}
+  explicit StepArenas(const ArenaPeaks& peaks, const Place& place = {})
+      : place_(place),
+        saved_("saved", peaks.saved, place.device),
+        scratch_("scratch", peaks.scratch, place.device) {}
   // Without memory: for runs that find the peaks.
-  StepArenas()
-      : saved_(Arena::counting("saved", kCpu)), scratch_(Arena::counting("scratch", kCpu)) {}
+  explicit StepArenas(const Place& place = {})
+      : place_(place),
+        saved_(Arena::counting("saved", place.device)),
+        scratch_(Arena::counting("scratch", place.device)) {}
 
   ArenaPeaks peaks() const { return {saved_.peak(), scratch_.peak()}; }
   ArenaPeaks capacities() const { return {saved_.capacity(), scratch_.capacity()}; }
-  Context context() {
-    return {.device = kCpu, .stream = {}, .saved = &saved_, .scratch = &scratch_, .rng = {}};
+  Context context() const {
+    return {.device = place_.device,
+            .stream = place_.stream,
+            .saved = &saved_,
+            .scratch = &scratch_,
+            .rng = {}};
   }
 
  private:
-  Arena saved_;
-  Arena scratch_;
+  Place place_;
+  mutable Arena saved_;  // a context lends them out
+  mutable Arena scratch_;
 };
 
 }  // namespace sluice

@@ -33,8 +33,10 @@ std::unique_ptr<Sampler> open_sampler(const Config& config, int64_t first_step,
 
 }  // namespace
 
-Trainer::Trainer(const Config& config, const Mesh& mesh)
-    : config_(config), sampler_(open_sampler(config, 0, 0)), engine_(config, mesh) {
+Trainer::Trainer(const Config& config, const Mesh& mesh, const Place& place)
+    : config_(config),
+      sampler_(open_sampler(config, 0, 0)),
+      engine_(config, mesh, config.precision == Precision::bf16 ? DType::bf16 : DType::f32, place) {
   if (!config.data.valid.empty()) held_out_ = std::make_unique<TokenStore>(config.data.valid);
   start_prefetch();
 }

@@ -16,7 +16,7 @@ class Trainer {
  public:
   // Collective. Builds the model with its initial values (unless they are loaded afterwards) and
   // allocates everything. Throws UsageError for what the configuration and the world do not allow.
-  Trainer(const Config& config, const Mesh& mesh);
+  Trainer(const Config& config, const Mesh& mesh, const Place& place = {});
 
   // Step `next_step()`, which counts on.
   StepReport step();

@@ -28,13 +28,21 @@ namespace {
 // A checkpoint folder itself, or the folder of a run's checkpoints.
 bool is_checkpoint(const std::string& path) { return exists(path + "/" + kManifestName); }
 
+constexpr double kGpuPeakFlops = 989e12;  // H100 and H200, SXM
+
 }  // namespace
 
-TrainingRun::TrainingRun(const Config& config, const RunOptions& options, World& world, Mesh& mesh)
-    : config_(config), options_(options), world_(world), mesh_(mesh), peers_(*world.comm) {
+TrainingRun::TrainingRun(const Config& config, const RunOptions& options, World& world, Mesh& mesh,
+                         const Place& place)
+    : config_(config),
+      options_(options),
+      world_(world),
+      mesh_(mesh),
+      place_(place),
+      peers_(*world.comm) {
   run_id_ = make_run_id();
   agree(peers_, [&] { open_folder(); });
-  agree(peers_, [&] { trainer_ = std::make_unique<Trainer>(config_, mesh_); });
+  agree(peers_, [&] { trainer_ = std::make_unique<Trainer>(config_, mesh_, place_); });
   CheckpointWriterOptions checkpointing;
   checkpointing.folder = checkpoints();
   checkpointing.run_id = run_id_;
@@ -101,8 +109,10 @@ void TrainingRun::note(const std::string& text) {
   if (log_file_) log_file_->append(text + "\n");
 }
 
-// GEMM rate of this rank while all ranks work: what model FLOP/s are a share of on the CPU.
+// What model FLOP/s are a share of: on a GPU the dense bf16 peak that published figures are shares
+// of, on the CPU the GEMM rate of this rank while all ranks work.
 double TrainingRun::measure_peak_flops() {
+  if (place_.device.is_cuda()) return kGpuPeakFlops;
   constexpr int64_t kSize = 512;
   constexpr int kRuns = 8;
   Buffer memory(3 * kSize * kSize * sizeof(float), kCpu);
@@ -154,6 +164,7 @@ bool TrainingRun::resume() {
 void TrainingRun::initialise_from(const std::string& path) {
   const LoadedModel source = load_model(path);
   ParameterStore& store = trainer_->store();
+  const HostState host(trainer_->engine());
   for (size_t i = 0; i < store.parameters().size(); ++i) {
     const Parameter& parameter = store.parameters()[i];
     const ParameterId id = source.store->find(parameter.name);
@@ -166,8 +177,9 @@ void TrainingRun::initialise_from(const std::string& path) {
     }
     const float* const whole = source.store->value(id).as<float>();
     std::copy_n(whole + parameter.first_element(), parameter.dims.numel(),
-                store.value({int32_t(i)}).as<float>());
+                store.view(host.values.view(), {int32_t(i)}).as<float>());
   }
+  host.write_back(trainer_->engine());
 }
 
 void TrainingRun::resume_from(const VerifiedCheckpoint& found, bool in_place) {
@@ -206,8 +218,15 @@ void TrainingRun::resume_from(const VerifiedCheckpoint& found, bool in_place) {
   }
 }
 
+void TrainingRun::load_state(const VerifiedCheckpoint& found, LoadScope scope) {
+  StepEngine& engine = trainer_->engine();
+  const HostState host(engine);
+  load_checkpoint(found.folder, found.manifest, sinks_to_load(engine, host, scope), scope);
+  host.write_back(engine);
+}
+
 void TrainingRun::load_all(const VerifiedCheckpoint& found) {
-  load_checkpoint(found.folder, found.manifest, sinks_to_load(trainer_->engine(), LoadScope::all));
+  load_state(found, LoadScope::all);
   const TrainingState& saved = found.manifest.state;
   trainer_->optimizer().set_t(saved.optimizer_t);
   trainer_->set_steps_done(saved.step, saved.data.at("rows").get<int64_t>());
@@ -215,11 +234,7 @@ void TrainingRun::load_all(const VerifiedCheckpoint& found) {
 }
 
 void TrainingRun::start_from_weights(const VerifiedCheckpoint& found) {
-  agree(peers_, [&] {
-    load_checkpoint(found.folder, found.manifest,
-                    sinks_to_load(trainer_->engine(), LoadScope::model_only),
-                    LoadScope::model_only);
-  });
+  agree(peers_, [&] { load_state(found, LoadScope::model_only); });
 }
 
 // The rows to come are a function of the stores' content: another content is another run.
@@ -331,7 +346,8 @@ void TrainingRun::save() {
   if (metrics_file_) metrics_file_->sync();
   SaveResult result;
   try {
-    result = writer_->save(state(), pieces_to_save(trainer_->engine()));
+    const HostState host(trainer_->engine());
+    result = writer_->save(state(), pieces_to_save(trainer_->engine(), host));
   } catch (const Error& error) {
     throw AgreedFailure(error.code(), error.what());  // on all ranks alike
   }

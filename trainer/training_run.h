@@ -8,6 +8,7 @@
 
 #include "trainer/agreement.h"
 #include "trainer/checkpoint/prune.h"
+#include "trainer/checkpoint/reader.h"
 #include "trainer/checkpoint/verify.h"
 #include "trainer/checkpoint/writer.h"
 #include "trainer/metrics.h"
@@ -29,7 +30,9 @@ class TrainingRun {
  public:
   // Collective. Builds everything and, unless told otherwise, goes on from the newest good
   // checkpoint of the folder. Throws AgreedFailure.
-  TrainingRun(const Config& config, const RunOptions& options, World& world, Mesh& mesh);
+  // On a GPU the mesh is of its memory; `world` stays in host memory.
+  TrainingRun(const Config& config, const RunOptions& options, World& world, Mesh& mesh,
+              const Place& place = {});
   ~TrainingRun();
 
   // To the last step, or until a signal asks for a stop. Returns ok or requeue; throws Error
@@ -49,6 +52,7 @@ class TrainingRun {
   void open_logs();
   bool resume();  // whether there was something to resume from
   void resume_from(const VerifiedCheckpoint& found, bool in_place);
+  void load_state(const VerifiedCheckpoint& found, LoadScope scope);
   void load_all(const VerifiedCheckpoint& found);
   void initialise_from(const std::string& path);
   void start_from_weights(const VerifiedCheckpoint& found);
@@ -70,6 +74,7 @@ class TrainingRun {
   RunOptions options_;
   World& world_;
   Mesh& mesh_;
+  Place place_;
   CommunicatorPeers peers_;
   SignalFlags signals_;
   std::unique_ptr<RunFolder> folder_;  // rank 0

@@ -25,31 +25,52 @@ void adamw_block(const AdamWFactors& factors, int64_t n, const T* grad, T* value
 
 }  // namespace
 
-AdamWFactors::AdamWFactors(const AdamW& args)
-    : beta1(args.beta1),
-      beta2(args.beta2),
-      grad_scale(args.grad_scale),
-      step(args.lr / (1 - std::pow(args.beta1, double(args.t)))),
-      root_unbias_v(1 / std::sqrt(1 - std::pow(args.beta2, double(args.t)))),
-      eps(args.eps),
-      decay(args.lr * args.weight_decay) {}
+AdamWFactors::AdamWFactors(const AdamW& args, double weight_decay, double lr_scale)
+    : beta1(args.beta1), beta2(args.beta2), eps(args.eps) {
+  const double* const scalars = args.scalars.as<double>();
+  const double lr = scalars[kLearningRate] * lr_scale;
+  grad_scale = scalars[kGradScale];
+  step = lr / scalars[kCorrection1];
+  root_unbias_v = 1 / std::sqrt(scalars[kCorrection2]);
+  decay = lr * weight_decay;
+}
 
+namespace {
+
+// Elements [begin, end) of the views.
 template <class T>
-void adamw(const AdamW& args) {
-  const AdamWFactors factors(args);
-  const int64_t n = args.value.numel();
+void update_span(const AdamW& args, const AdamWFactors& factors, int64_t begin, int64_t end) {
   const T* const grad = args.grad.as<T>();
   T* const value = args.value.as<T>();
   T* const m = args.exp_avg.as<T>();
   T* const v = args.exp_avg_sq.as<T>();
+  bf16* const rounded = args.rounded ? args.rounded.as<bf16>() : nullptr;
 #pragma omp parallel for schedule(static)
-  for (int64_t i = 0; i < n; i += kBlock) {
-    const int64_t count = std::min(kBlock, n - i);
+  for (int64_t i = begin; i < end; i += kBlock) {
+    const int64_t count = std::min(kBlock, end - i);
     if constexpr (std::is_same_v<T, float>) {
       adamw_simd(factors, count, grad + i, value + i, m + i, v + i);
     } else {
       adamw_block(factors, count, grad + i, value + i, m + i, v + i);
     }
+    if (rounded == nullptr) continue;
+    for (int64_t j = i; j < i + count; ++j) rounded[j] = bf16(float(value[j]));
+  }
+}
+
+}  // namespace
+
+template <class T>
+void adamw(const AdamW& args) {
+  if (args.scalars.as<double>()[kApply] == 0) return;
+  const int64_t n = args.value.numel();
+  for (int64_t i = 0; i < args.spans.dim(0); ++i) {
+    const double* const span = args.spans.row<double>(i);
+    const int64_t begin = std::max<int64_t>(0, int64_t(span[kSpanBegin]) - args.first);
+    const int64_t end = std::min(n, int64_t(span[kSpanEnd]) - args.first);
+    if (begin >= end) continue;
+    const AdamWFactors factors(args, span[kSpanWeightDecay], span[kSpanLrScale]);
+    update_span<T>(args, factors, begin, end);
   }
 }
 

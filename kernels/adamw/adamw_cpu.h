@@ -5,7 +5,7 @@
 
 namespace sluice::cpu {
 
-// The scalars of one update: the bias corrections turned into factors.
+// The numbers of one update of one span: the bias corrections turned into factors.
 struct AdamWFactors {
   double beta1 = 0;
   double beta2 = 0;
@@ -15,7 +15,7 @@ struct AdamWFactors {
   double eps = 0;
   double decay = 0;  // lr * weight_decay
 
-  explicit AdamWFactors(const AdamW& args);
+  AdamWFactors(const AdamW& args, double weight_decay, double lr_scale);
 };
 
 template <class T>

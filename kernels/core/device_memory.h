@@ -3,9 +3,11 @@
 #pragma once
 
 #include <cstddef>
+#include <vector>
 
 #include "kernels/core/device.h"
 #include "kernels/core/stream.h"
+#include "kernels/core/tensor.h"
 
 namespace sluice {
 
@@ -22,8 +24,24 @@ void copy_bytes(void* to, Device to_device, const void* from, Device from_device
                 Stream stream);
 void zero_bytes(void* data, Device device, size_t bytes, Stream stream);
 
+// The elements of a packed f64 tensor, wherever it lies; waits for the stream.
+std::vector<double> to_host(const ConstTensorView& values, Stream stream);
+
 // On the host a stream is nothing.
 Stream make_stream(Device device);
 void destroy_stream(Stream stream) noexcept;
+
+class OwnedStream {
+ public:
+  explicit OwnedStream(Device device) : stream_(make_stream(device)) {}
+  ~OwnedStream() { destroy_stream(stream_); }
+  OwnedStream(const OwnedStream&) = delete;
+  OwnedStream& operator=(const OwnedStream&) = delete;
+
+  operator Stream() const { return stream_; }
+
+ private:
+  Stream stream_;
+};
 
 }  // namespace sluice

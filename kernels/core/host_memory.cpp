@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "kernels/core/arena.h"
+#include "kernels/core/device_memory.h"
 
 namespace sluice {
 
@@ -20,5 +21,13 @@ void* allocate_host_bytes(size_t bytes) {
 }
 
 void free_host_bytes(void* data) noexcept { std::free(data); }
+
+std::vector<double> to_host(const ConstTensorView& values, Stream stream) {
+  SLUICE_CHECK(values.packed() && values.dtype == DType::f64, "to_host() reads packed f64");
+  std::vector<double> host(values.numel());
+  copy_bytes(host.data(), kCpu, values.data, values.device, host.size() * sizeof(double), stream);
+  stream.sync();
+  return host;
+}
 
 }  // namespace sluice

@@ -2,6 +2,8 @@
 // the device's stream.
 #pragma once
 
+#include "kernels/core/device.h"
+
 namespace sluice {
 
 struct Stream {
@@ -9,6 +11,12 @@ struct Stream {
 
   // Waits for what was enqueued, and throws what went wrong in it.
   void sync() const;
+};
+
+// Where something runs.
+struct Place {
+  Device device = kCpu;
+  Stream stream = {};
 };
 
 }  // namespace sluice

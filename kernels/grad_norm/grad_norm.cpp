@@ -14,4 +14,28 @@ void block_squares(const Context& ctx, const BlockSquares& args) {
   dispatch_float(args.x.dtype, [&]<class T>() { cpu::block_squares<T>(args); });
 }
 
+void ordered_sum(const Context& ctx, const OrderedSum& args) {
+  const auto [n] = args.values.shape<1>("values: (n)");
+  const auto [m] = args.places.shape<1>("places: (m)");
+  expect("values", args.values, {n}, DType::f64, ctx.device);
+  expect("places", args.places, {m}, DType::i64, ctx.device);
+  expect("sum", args.sum, {1}, DType::f64, ctx.device);
+  if (ctx.counting()) return;
+  if (!ctx.device.is_cpu()) fail_no_cuda("ordered_sum");
+  cpu::ordered_sum(args);
+}
+
+void clip_gradient(const Context& ctx, const ClipGradient& args) {
+  const auto [n] = args.squares.shape<1>("squares: (n)");
+  expect("squares", args.squares, {n}, DType::f64, ctx.device);
+  expect("loss", args.loss, {1}, DType::f64, ctx.device);
+  expect("norm", args.norm, {1}, DType::f64, ctx.device);
+  expect("grad_scale", args.grad_scale, {1}, DType::f64, ctx.device);
+  expect("apply", args.apply, {1}, DType::f64, ctx.device);
+  SLUICE_CHECK(args.clip >= 0, "clip must not be negative, got ", args.clip);
+  if (ctx.counting()) return;
+  if (!ctx.device.is_cpu()) fail_no_cuda("clip_gradient");
+  cpu::clip_gradient(args);
+}
+
 }  // namespace sluice

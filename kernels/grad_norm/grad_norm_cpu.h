@@ -7,5 +7,7 @@ namespace sluice::cpu {
 
 template <class T>
 void block_squares(const BlockSquares& args);
+void ordered_sum(const OrderedSum& args);
+void clip_gradient(const ClipGradient& args);
 
 }  // namespace sluice::cpu

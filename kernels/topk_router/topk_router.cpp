@@ -2,6 +2,7 @@
 
 #include "kernels/core/dispatch.h"
 #include "kernels/core/row_blocks.h"
+#include "kernels/topk_router/router_report_cuda.h"
 #include "kernels/topk_router/topk_router_cpu.h"
 #include "kernels/topk_router/topk_router_cuda.h"
 
@@ -92,6 +93,25 @@ void router_statistics(const Context& ctx, const RouterStatistics& args) {
     fail_no_cuda("router_statistics");
   }
   dispatch_float(dtype, [&]<class Float>() { cpu::router_statistics<Float>(args, partial); });
+}
+
+void router_report(const Context& ctx, const RouterReport& args) {
+  const auto [B, X] = args.counts.shape<2>("counts: (B, X)");
+  const DType dtype = args.counts.dtype;
+  expect("counts_here", args.counts_here, {B, X}, dtype, ctx.device);
+  expect("counts", args.counts, {B, X}, dtype, ctx.device);
+  expect("mass", args.mass, {B, X}, dtype, ctx.device);
+  expect("z", args.z, {B}, dtype, ctx.device);
+  expect("losses", args.losses, {2}, DType::f64, ctx.device);
+  if (args.loads) expect("loads", args.loads, {X}, DType::f64, ctx.device);
+  SLUICE_CHECK(args.row_tokens > 0 && args.top_k > 0, "rows of ", args.row_tokens, " tokens, top ",
+               args.top_k);
+  if (ctx.counting()) return;
+  if (ctx.device.is_cuda()) {
+    if constexpr (kBuiltWithCuda) return cuda::router_report(ctx, args);
+    fail_no_cuda("router_report");
+  }
+  dispatch_float(dtype, [&]<class Float>() { cpu::router_report<Float>(args); });
 }
 
 void router_loss_backward(const Context& ctx, const RouterLossBackward& args) {

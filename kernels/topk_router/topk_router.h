@@ -72,6 +72,24 @@ struct RouterStatistics {
 };
 void router_statistics(const Context& ctx, const RouterStatistics& args);
 
+// Adds this rank's share of a micro-batch to the step's statistics: of the tokens here, which is
+// linear in mass and z.
+//   losses[0] += balance_scale * sum_b balance_b;  losses[1] += z_scale * sum_b z_b
+//   loads[e]  += sum_b counts_here[b, e]
+struct RouterReport {
+  ConstTensorView counts_here = {};  // (B, X), of the tokens here
+  ConstTensorView counts = {};       // (B, X), over the whole row
+  ConstTensorView mass = {};         // (B, X), of the tokens here
+  ConstTensorView z = {};            // (B), of the tokens here
+  TensorView losses = {};            // (2) f64, added to
+  TensorView loads = {};             // (X) f64, added to; optional
+  int64_t row_tokens = 0;
+  int64_t top_k = 1;
+  double balance_scale = 0;
+  double z_scale = 0;
+};
+void router_report(const Context& ctx, const RouterReport& args);
+
 // Adds to dlogits the gradients of balance_scale * sum_b balance_b + z_scale * sum_b z_b, where the
 // per-row losses are means over row_tokens tokens.
 struct RouterLossBackward {

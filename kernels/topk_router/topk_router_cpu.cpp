@@ -253,12 +253,34 @@ void router_loss_backward(const RouterLossBackward& args) {
   }
 }
 
+template <class T>
+void router_report(const RouterReport& args) {
+  const int64_t B = args.counts.dim(0), X = args.counts.dim(1);
+  const double tokens = double(args.row_tokens);
+  double* const losses = args.losses.as<double>();
+  double* const loads = args.loads ? args.loads.as<double>() : nullptr;
+  for (int64_t b = 0; b < B; ++b) {
+    const T* const counts = args.counts.row<T>(b);
+    const T* const mass = args.mass.row<T>(b);
+    double balance = 0;
+    for (int64_t e = 0; e < X; ++e) {
+      if (loads != nullptr) loads[e] += double(args.counts_here.row<T>(b)[e]);
+      balance += double(counts[e]) * double(mass[e]);
+    }
+    balance *= double(X) / (tokens * tokens * double(args.top_k));
+    losses[0] += args.balance_scale * balance;
+    losses[1] += args.z_scale * double(args.z.as<T>()[b]) / tokens;
+  }
+}
+
 template void topk_router_forward<float>(const TopkRouterForward&);
 template void topk_router_forward<double>(const TopkRouterForward&);
 template void topk_router_backward<float>(const TopkRouterBackward&);
 template void topk_router_backward<double>(const TopkRouterBackward&);
 template void router_statistics<float>(const RouterStatistics&, TensorView);
 template void router_statistics<double>(const RouterStatistics&, TensorView);
+template void router_report<float>(const RouterReport&);
+template void router_report<double>(const RouterReport&);
 template void router_loss_backward<float>(const RouterLossBackward&);
 template void router_loss_backward<double>(const RouterLossBackward&);
 

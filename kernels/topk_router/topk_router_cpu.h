@@ -16,6 +16,9 @@ template <class T>
 void router_statistics(const RouterStatistics& args, TensorView partial);
 
 template <class T>
+void router_report(const RouterReport& args);
+
+template <class T>
 void router_loss_backward(const RouterLossBackward& args);
 
 }  // namespace sluice::cpu

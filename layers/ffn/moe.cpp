@@ -5,6 +5,7 @@
 
 #include <cmath>
 
+#include "kernels/core/device_memory.h"
 #include "kernels/core/dispatch.h"
 #include "kernels/elementwise/elementwise.h"
 #include "kernels/gemm/gemm.h"
@@ -65,11 +66,11 @@ Moe::Moe(const LayerBuild& build, const Config& config)
       branch_index_(build.branch_index),
       D_(build.d_model),
       X_(config.experts) {
-  router_ =
-      store_.add(build.prefix + "router.weight", {X_, D_}, uniform(1 / std::sqrt(double(D_))));
+  router_ = store_.add(build.prefix + "router.weight", {X_, D_}, uniform(1 / std::sqrt(double(D_))),
+                       {.precise = true});
   if (config.score == RouterScore::sigmoid || config.bias_rate > 0) {
     router_bias_ = store_.add(build.prefix + "router.bias", {X_}, constant(0),
-                              {.decay = false, .frozen = true});
+                              {.decay = false, .precise = true, .frozen = true});
   }
   experts_.emplace(
       build, ExpertsSpec{.experts = X_, .hidden = config.hidden, .activation = config.activation});
@@ -156,7 +157,7 @@ std::unique_ptr<Moe::SavedTensors> Moe::route(const Context& ctx, const ConstTen
 
 // Choices of whole rows, for the balance loss and the capacity; and the step's statistics.
 void Moe::count_choices(const Context& ctx, const Rows& rows, const FromRanks& from_ranks,
-                        StepStatistics* statistics, SavedTensors& saved) const {
+                        const StatisticsSink* statistics, SavedTensors& saved) const {
   const int64_t B = saved.logits.dim(0);
   const DType stat = saved.logits.dtype;
   const TensorView own_counts = row_counts_travel_ ? TensorView{} : ctx.saved->alloc({B, X_}, stat);
@@ -187,29 +188,18 @@ void Moe::count_choices(const Context& ctx, const Rows& rows, const FromRanks& f
     if (from_ranks.before) sum_of_first(sequence_->rank(), from_ranks.before);
   }
   if (statistics == nullptr) return;
-  statistics->expert_counts[branch_index_].resize(X_, 0);  // they travel at the step's end
-  if (ctx.counting()) return;
-  add_statistics(rows, counts_here, saved.counts, mass, z, *statistics);
-}
-
-// This rank's share: of the tokens here, which is linear in `mass` and z.
-void Moe::add_statistics(const Rows& rows, const ConstTensorView& counts_here,
-                         const ConstTensorView& counts, const ConstTensorView& mass,
-                         const ConstTensorView& z, StepStatistics& statistics) const {
-  const double tokens = double(rows.row_tokens);
-  std::vector<double>& loads = statistics.expert_counts[branch_index_];
-  dispatch_float(counts.dtype, [&]<class T>() {
-    for (int64_t b = 0; b < counts.dim(0); ++b) {
-      double balance = 0;
-      for (int64_t e = 0; e < X_; ++e) {
-        loads[e] += double(counts_here.row<T>(b)[e]);
-        balance += double(counts.row<T>(b)[e]) * double(mass.row<T>(b)[e]);
-      }
-      balance *= double(X_) / (tokens * tokens * double(config_.top_k));
-      statistics.balance_loss += config_.aux_loss * balance / double(rows.step_rows);
-      statistics.z_loss += config_.z_loss * double(z.as<T>()[b]) / tokens / double(rows.step_rows);
-    }
-  });
+  const auto loads = statistics->expert_counts.find(branch_index_);
+  router_report(ctx,
+                {.counts_here = counts_here,
+                 .counts = saved.counts,
+                 .mass = mass,
+                 .z = z,
+                 .losses = statistics->losses,
+                 .loads = loads == statistics->expert_counts.end() ? TensorView{} : loads->second,
+                 .row_tokens = rows.row_tokens,
+                 .top_k = config_.top_k,
+                 .balance_scale = config_.aux_loss / double(rows.step_rows),
+                 .z_scale = config_.z_loss / double(rows.step_rows)});
 }
 
 // The order of the entries by expert.
@@ -362,19 +352,25 @@ void Moe::step(const Context& ctx, const LayerStep& io) const {
   combine(ctx, *saved, io.y.reshape(as_row));
 }
 
-void Moe::end_step(const StepStatistics& statistics) const {
+void Moe::end_step(const Context& ctx, const StepStatistics& statistics) const {
   if (config_.bias_rate <= 0) return;
   const auto found = statistics.expert_counts.find(branch_index_);
   if (found == statistics.expert_counts.end()) return;
   double mean = 0;
   for (const double count : found->second) mean += count / double(X_);
-  dispatch_float(store_.dtype(), [&]<class T>() {
-    T* const bias = store_.value(router_bias_).as<T>();
+  const TensorView bias = store_.value(router_bias_);
+  const ArenaScope scope(*ctx.scratch);
+  const TensorView moves = ctx.scratch->alloc({X_}, bias.dtype);
+  if (ctx.counting()) return;
+  dispatch_float(bias.dtype, [&]<class T>() {
+    std::vector<T> host(X_);
     for (int64_t e = 0; e < X_; ++e) {
       const double error = mean - found->second[e];
-      bias[e] += T(config_.bias_rate * double((error > 0) - (error < 0)));
+      host[e] = T(config_.bias_rate * double((error > 0) - (error < 0)));
     }
+    copy_bytes(moves.data, ctx.device, host.data(), kCpu, X_ * sizeof(T), ctx.stream);
   });
+  add(ctx, moves, bias);
 }
 
 double Moe::flops_per_token(int64_t row_tokens) const {

@@ -89,7 +89,8 @@ class Moe final : public Layer {
   std::vector<StateTensor> received_spec(const Rows& rows) const override;
   std::vector<StateTensor> state_spec(int64_t rows, int64_t max_tokens) const override;
   void step(const Context& ctx, const LayerStep& io) const override;
-  void end_step(const StepStatistics& statistics) const override;
+  void end_step(const Context& ctx, const StepStatistics& statistics) const override;
+  int64_t num_experts() const override { return X_; }
   double flops_per_token(int64_t row_tokens) const override;
 
  private:
@@ -100,10 +101,7 @@ class Moe final : public Layer {
   std::unique_ptr<SavedTensors> route(const Context& ctx, const ConstTensorView& x,
                                       const Rows& rows, RoutingTape* tape) const;
   void count_choices(const Context& ctx, const Rows& rows, const FromRanks& from_ranks,
-                     StepStatistics* statistics, SavedTensors& saved) const;
-  void add_statistics(const Rows& rows, const ConstTensorView& counts_here,
-                      const ConstTensorView& counts, const ConstTensorView& mass,
-                      const ConstTensorView& z, StepStatistics& statistics) const;
+                     const StatisticsSink* statistics, SavedTensors& saved) const;
   void index(const Context& ctx, int64_t capacity, SavedTensors& saved) const;
   void experts_forward(const Context& ctx, const FromRanks& from_ranks, SavedTensors& saved,
                        const Action& meanwhile) const;

@@ -8,6 +8,7 @@
 #include <cstring>
 
 #include "kernels/adamw/adamw.h"
+#include "kernels/core/host_copy.h"
 #include "kernels/core/threads.h"
 #include "kernels/elementwise/elementwise.h"
 #include "kernels/gemm/gemm.h"
@@ -196,18 +197,29 @@ class Adam final : public Workload {
         value_(stat_uniform({n})),
         grad_(stat_uniform({n})),
         m_(stat_zeros({n})),
-        v_(stat_zeros({n})) {}
+        v_(stat_zeros({n})),
+        scalars_(zeros({kNumUpdateScalars}, DType::f64)),
+        spans_(zeros({1, kNumSpanColumns}, DType::f64)) {
+    const OwnedStream stream(target.device);
+    const auto set = [&](const TensorView& view, const std::vector<double>& values) {
+      const HostCopy host(view, stream, HostCopy::Content::unread);
+      std::copy(values.begin(), values.end(), host.view().as<double>());
+      host.write_back();
+    };
+    set(scalars_, {1e-3, 0.1, 0.05, 1, 1});
+    set(spans_, {0, double(n), 0.1, 1});
+  }
   void forward(const Context& ctx) override {
     adamw(ctx, {.value = value_,
                 .grad = grad_,
                 .exp_avg = m_,
                 .exp_avg_sq = v_,
-                .lr = 1e-3,
-                .weight_decay = 0.1});
+                .scalars = scalars_,
+                .spans = spans_});
   }
 
  private:
-  TensorView value_, grad_, m_, v_;
+  TensorView value_, grad_, m_, v_, scalars_, spans_;
 };
 
 double linear_flops(int64_t T, int64_t in, int64_t out) {

@@ -80,6 +80,42 @@ TEST(GradNorm, NonFiniteElementsShow) {
   }
 }
 
+TEST(GradNorm, OrderedSumTakesTheOrderGiven) {
+  TestContext ctx;
+  Tensor values({3}, DType::f64), places({3}, DType::i64), sum({1}, DType::f64);
+  values.fill({1e16, 1, -1e16});
+  places.fill({0, 2, 1});
+  ordered_sum(ctx, {.values = values, .places = places, .sum = sum});
+  EXPECT_EQ(sum.get(0), 1);
+  places.fill({0, 1, 2});
+  ordered_sum(ctx, {.values = values, .places = places, .sum = sum});
+  EXPECT_EQ(sum.get(0), 0);
+}
+
+TEST(GradNorm, ClipsAndRefusesWhatIsNotFinite) {
+  constexpr double kInf = std::numeric_limits<double>::infinity();
+  struct Case {
+    double square, loss, clip, norm, grad_scale, apply;
+  };
+  for (const Case& c : {Case{16, 1, 1, 5, 0.2, 1}, Case{16, 1, 0, 5, 1, 1}, Case{16, 1, 6, 5, 1, 1},
+                        Case{16, kInf, 1, 5, 0.2, 0}, Case{kInf, 1, 0, kInf, 1, 0}}) {
+    TestContext ctx;
+    Tensor squares({2}, DType::f64), loss({1}, DType::f64), norm({1}, DType::f64);
+    Tensor grad_scale({1}, DType::f64), apply({1}, DType::f64);
+    squares.fill({c.square, 9});
+    loss.fill(c.loss);
+    clip_gradient(ctx, {.squares = squares,
+                        .loss = loss,
+                        .clip = c.clip,
+                        .norm = norm,
+                        .grad_scale = grad_scale,
+                        .apply = apply});
+    EXPECT_EQ(norm.get(0), c.norm);
+    EXPECT_EQ(grad_scale.get(0), c.grad_scale);
+    EXPECT_EQ(apply.get(0), c.apply);
+  }
+}
+
 TEST(GradNorm, BitEqualUnderAnyThreadCount) {
   const Tensor x = normal({300007}, DType::f32, 1);
   const int threads = num_threads();

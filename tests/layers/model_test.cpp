@@ -49,14 +49,21 @@ struct Harness {
   }
   ModelInput input() const { return {.tokens = tokens, .targets = targets, .rows = rows}; }
   double train(StepStatistics* statistics = nullptr) {
-    return model.train(ctx, input(),
-                       {.loss_scale = 0.25, .statistics = statistics, .gradient_ready = {}});
+    const StatisticsBuffer sums(model.expert_branches());
+    model.train(ctx, input(), {.loss_scale = 0.25, .loss = loss, .statistics = &sums.sink()});
+    if (statistics != nullptr) *statistics = sums.read(ctx);
+    return loss.get(0);
+  }
+  double evaluate() {
+    model.evaluate(ctx, input(), loss);
+    return loss.get(0);
   }
   TestContext ctx;
   ParameterStore store;
   Model model;
   TestRows rows;
   Tensor tokens, targets, gradients;
+  Tensor loss{{1}, DType::f64};
 };
 
 class ModelPatterns : public testing::TestWithParam<const char*> {};
@@ -142,7 +149,7 @@ TEST_P(ModelPatterns, EveryGradientIsReportedOnceAfterItIsComplete) {
   std::vector<int> reported(h.store.parameters().size(), 0);
   std::vector<Tensor> at_report(reported.size());
   h.model.train(h.ctx, h.input(),
-                {.loss_scale = 1, .statistics = nullptr, .gradient_ready = [&](ParameterId id) {
+                {.loss_scale = 1, .loss = h.loss, .gradient_ready = [&](ParameterId id) {
                    ++reported[id.index];
                    at_report[id.index] = copy_of(h.store.grad(id));
                  }});
@@ -157,7 +164,7 @@ TEST_P(ModelPatterns, CountingRunGivesTheExactPeaks) {
   Arena saved = Arena::counting("saved", kCpu), scratch = Arena::counting("scratch", kCpu);
   const Context counting{
       .device = kCpu, .stream = {}, .saved = &saved, .scratch = &scratch, .rng = {}};
-  h.model.train(counting, h.input(), {});
+  h.model.train(counting, h.input(), {.loss = h.loss});
   h.train();
   EXPECT_EQ(saved.peak(), h.ctx.saved().peak());
   EXPECT_EQ(scratch.peak(), h.ctx.scratch().peak());
@@ -169,12 +176,12 @@ INSTANTIATE_TEST_SUITE_P(Stacks, ModelPatterns,
 
 TEST(Model, TargetsOfMinusOneAddNothing) {
   Harness h(tiny("M"), DType::f64);
-  const double loss = h.model.evaluate(h.ctx, h.input());
+  const double loss = h.evaluate();
   h.targets.set(0, -1);
-  const double fewer = h.model.evaluate(h.ctx, h.input());
+  const double fewer = h.evaluate();
   EXPECT_LT(fewer, loss);
   h.targets.fill(-1);
-  EXPECT_EQ(h.model.evaluate(h.ctx, h.input()), 0);
+  EXPECT_EQ(h.evaluate(), 0);
 }
 
 // Documents packed into one row give what they give in rows of their own.

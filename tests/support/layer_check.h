@@ -85,16 +85,15 @@ inline void check_layer_gradients(const MakeLayer& make, const TestRows& rows, i
   Tensor dx(dims, DType::f64);
   {
     const ArenaScope saved(h.ctx.saved());
-    StepStatistics statistics;
-    const auto tape = h.layer->forward(h.ctx, r, {.x = x, .y = y, .statistics = &statistics});
+    const auto tape = h.layer->forward(h.ctx, r, {.x = x, .y = y});
     h.layer->backward(h.ctx, r, {.dy = dy, .dx = dx}, *tape);
   }
   EXPECT_EQ(h.ctx.scratch().used(), 0u) << "scratch memory was not released";
   const auto loss = [&] {
     const ArenaScope saved(h.ctx.saved());
-    StepStatistics statistics;
-    h.layer->forward(h.ctx, r, {.x = x, .y = y, .statistics = &statistics});
-    return weighted_sum({&y}, {&dy}) + statistics.auxiliary_loss();
+    const StatisticsBuffer statistics;
+    h.layer->forward(h.ctx, r, {.x = x, .y = y, .statistics = &statistics.sink()});
+    return weighted_sum({&y}, {&dy}) + statistics.read(h.ctx).auxiliary_loss();
   };
   check_gradients(loss, {{"x", &x, &dx}}, kGradientCheck, 120);
   check_parameter_gradients(h, loss, 60);

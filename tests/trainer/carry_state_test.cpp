@@ -101,7 +101,8 @@ TEST(CarryState, StatesGoToTheRanksThatReadTheirRows) {
                      }});
       }
       const std::lock_guard lock(mutex);
-      for (const LocalPiece& piece : pieces_to_save(engine)) {
+      const HostState host(engine);
+      for (const LocalPiece& piece : pieces_to_save(engine, host)) {
         if (!piece.name.starts_with("carried/")) continue;
         std::vector<float>& values = states[piece.name];
         values.resize(piece.dims.numel());

@@ -50,7 +50,8 @@ class EngineState : public testing::Test {
       CommunicatorPeers peers(mesh.world());
       const VerifiedCheckpoint found =
           verify_checkpoint(checkpoints(from) + "/step-00000002", peers);
-      load_checkpoint(found.folder, found.manifest, sinks_to_load(engine, LoadScope::all));
+      const HostState host(engine);
+      load_checkpoint(found.folder, found.manifest, sinks_to_load(engine, host, LoadScope::all));
       save(engine, name);
     });
   }
@@ -62,7 +63,8 @@ class EngineState : public testing::Test {
     CheckpointWriter writer(std::move(options), peers);
     TrainingState state;
     state.step = 2;
-    const SaveResult result = writer.save(state, pieces_to_save(engine));
+    const HostState host(engine);
+    const SaveResult result = writer.save(state, pieces_to_save(engine, host));
     EXPECT_TRUE(result.saved) << result.problem;
   }
   // Every tensor whole, by name.

@@ -58,12 +58,16 @@ struct ScoreOptions {
   std::string tokens;
   std::string logits;
   std::string grads;
+  std::string device = "auto";
+  bool bf16 = false;
   bool json = false;
   void declare(OptionList& o) {
     o.positional("MODEL", model, "run, checkpoint or Hugging Face folder");
     o.value("--tokens", tokens, "rows: a JSON file [[ids], ...] or a token store", true);
     o.value("--logits", logits, "HDF5 file to write the logits to");
     o.value("--grads", grads, "HDF5 file to write the gradients to");
+    o.value("--device", device, "auto: a GPU where there is one; cpu; cuda");
+    o.flag("--bf16", bf16, "compute in bf16, on a GPU");
     o.flag("--json", json, "print JSON");
   }
 };

@@ -7,16 +7,22 @@
 
 #include "kernels/core/threads.h"
 #include "trainer/commands/commands.h"
+#include "trainer/device_choice.h"
 #include "trainer/json_file.h"
 
 namespace sluice {
 
 int run_score(const ScoreOptions& options) {
   set_num_threads(default_num_threads(1));
-  const LoadedModel loaded = load_model(options.model);
+  const Precision precision = options.bf16 ? Precision::bf16 : Precision::f32;
+  const Device device = choose_device(parse_device(options.device), precision);
+  const LoadedModel loaded =
+      move_model(load_model(options.model), device, options.bf16 ? DType::bf16 : DType::f32);
+  const OwnedStream stream(device);
   const TokenRows rows = read_token_rows(options.tokens, loaded.config.vocab_size);
   const Scores scores =
-      score(loaded, rows, {.logits = !options.logits.empty(), .gradients = !options.grads.empty()});
+      score(loaded, rows, {.logits = !options.logits.empty(), .gradients = !options.grads.empty()},
+            stream);
   if (!options.logits.empty()) write_logits(options.logits, scores);
   if (!options.grads.empty()) write_gradients(options.grads, loaded, scores);
   if (options.json) {

@@ -1,21 +1,12 @@
 #include "kernels/core/threads.h"
 #include "trainer/commands/commands.h"
+#include "trainer/device_choice.h"
 #include "trainer/same_program.h"
 #include "trainer/training_run.h"
 
 namespace sluice {
 
 namespace {
-
-void require_supported(const Config& config) {
-  if (config.device == DeviceChoice::cuda) {
-    throw UsageError(
-        "device: cuda needs a build with CUDA; this one has none: set device: auto or cpu");
-  }
-  if (config.precision == Precision::bf16) {
-    throw UsageError("precision: bf16 on the CPU needs a build with oneDNN: set precision: f32");
-  }
-}
 
 int train(const TrainOptions& options, World& world) {
   CommunicatorPeers peers(*world.comm);
@@ -27,8 +18,9 @@ int train(const TrainOptions& options, World& world) {
   facts["--resume"] = options.resume;
   require_same(peers, facts);
   MeshShape shape;
+  Device device;
   agree(peers, [&] {
-    require_supported(config);
+    device = choose_device(config.device, config.precision, world.local_rank);
     shape = resolve_mesh({.dp = int(config.parallel.dp.value_or(kAuto)),
                           .ep = int(config.parallel.ep),
                           .cp = int(config.parallel.cp)},
@@ -36,14 +28,17 @@ int train(const TrainOptions& options, World& world) {
   });
   set_num_threads(config.train.threads > 0 ? int(config.train.threads)
                                            : default_num_threads(world.local_size));
-  Mesh mesh(*world.comm, shape);
+  const OwnedStream stream(device);
+  const Place place{.device = device, .stream = stream};
+  const DeviceWorld device_world(*world.comm, place);
+  Mesh mesh(device_world.comm(), shape);
   std::vector<std::string> arguments = {"train", options.config};
   arguments.insert(arguments.end(), options.overrides.begin(), options.overrides.end());
   TrainingRun run(config,
                   {.folder = run_folder_path(options.run, config.name),
                    .resume = options.resume,
                    .arguments = std::move(arguments)},
-                  world, mesh);
+                  world, mesh, place);
   return int(run.run());
 }
 

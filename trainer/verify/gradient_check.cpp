@@ -37,7 +37,8 @@ class Checker {
   explicit Checker(const Config& config)
       : store_(DType::f64),
         model_(config.model, store_, {.recompute = config.train.recompute}),
-        batch_(synthetic_rows(config).batch(0, 1, kRows, {})) {
+        batch_(synthetic_rows(config).batch(0, 1, kRows, {})),
+        statistics_(model_.expert_branches()) {
     store_.freeze();
     store_.initialise(uint64_t(config.seed));
     gradients_.resize(size_t(store_.flat_size()));
@@ -75,13 +76,17 @@ class Checker {
   double objective() {
     std::fill(gradients_.begin(), gradients_.end(), 0);
     const double scale = 1.0 / double(std::max<int64_t>(1, batch_.num_targets()));
-    StepStatistics statistics;
+    statistics_.zero(arenas_->context());
     Rows rows = batch_.rows();
     rows.step_rows = kRows;
-    const double loss = model_.train(
-        arenas_->context(), {.tokens = batch_.tokens(), .targets = batch_.targets(), .rows = rows},
-        {.loss_scale = scale, .statistics = &statistics, .routing = &choices_});
-    return scale * loss + statistics.auxiliary_loss();
+    double loss = 0;
+    model_.train(arenas_->context(),
+                 {.tokens = batch_.tokens(), .targets = batch_.targets(), .rows = rows},
+                 {.loss_scale = scale,
+                  .loss = TensorView(&loss, {1}),
+                  .statistics = &statistics_.sink(),
+                  .routing = &choices_});
+    return scale * loss + statistics_.read(arenas_->context()).auxiliary_loss();
   }
 
   // Of fourth order: (8 (f(h) - f(-h)) - (f(2h) - f(-2h))) / 12h.
@@ -132,6 +137,7 @@ class Checker {
   ParameterStore store_;
   Model model_;
   Batch batch_;
+  StatisticsBuffer statistics_;
   std::unique_ptr<StepArenas> arenas_;
   std::vector<double> gradients_;
   RoutingTape choices_;

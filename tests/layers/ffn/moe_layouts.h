@@ -116,12 +116,12 @@ inline MoeOutcome run_moe(const MoeProblem& problem, const MeshShape& shape) {
     const Tensor x_part = shard.cut(x), dy_part = shard.cut(dy);
     Tensor y_part(x_part.dims(), problem.dtype), dx_part(x_part.dims(), problem.dtype);
     TestContext ctx;
-    StepStatistics statistics;
+    const StatisticsBuffer statistics({{0, problem.config.experts}});
     {
       const ArenaScope saved(ctx.saved());
       const auto tape = rank.layer->forward(
           ctx, shard,
-          {.x = x_part, .y = y_part, .statistics = &statistics, .routing = problem.routing});
+          {.x = x_part, .y = y_part, .statistics = &statistics.sink(), .routing = problem.routing});
       rank.layer->backward(ctx, shard, {.dy = dy_part, .dx = dx_part}, *tape);
     }
     EXPECT_EQ(ctx.scratch().used(), 0u) << "scratch memory was not released";
@@ -130,7 +130,7 @@ inline MoeOutcome run_moe(const MoeProblem& problem, const MeshShape& shape) {
     const int64_t gathers = cp.traffic(Verb::all_gather).calls + ep.traffic(Verb::all_gather).calls;
     collect_gradients(mesh, rank.store, mutex, outcome);
     const Traffic exchanged = most_exchanged(mesh);
-    collect_statistics(mesh, statistics, problem.config.experts, outcome.statistics);
+    collect_statistics(mesh, statistics.read(ctx), problem.config.experts, outcome.statistics);
     if (mesh.world().rank() > 0) return;
     outcome.gathers = gathers;
     outcome.exchanged = exchanged;

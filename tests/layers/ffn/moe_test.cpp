@@ -73,7 +73,7 @@ TEST(Moe, BiasMovesAgainstTheLoad) {
   const Tensor before = h.parameter(bias.index, false);
   StepStatistics statistics;
   statistics.expert_counts[0] = {10, 2, 4, 0, 4};
-  h.layer->end_step(statistics);
+  h.layer->end_step(h.ctx, statistics);
   const Tensor after = h.parameter(bias.index, false);
   const std::vector<double> expected = {-0.5, 0.5, 0, 0.5, 0};
   for (int64_t e = 0; e < 5; ++e) EXPECT_NEAR(after.get(e) - before.get(e), expected[e], 1e-15);
@@ -85,12 +85,14 @@ TEST(Moe, StatisticsAreMeansOverTheStepsRows) {
   TestRows rows(2, 13);
   const Tensor x = normal({2, 13, 6}, DType::f64, 1);
   Tensor y({2, 13, 6}, DType::f64);
-  StepStatistics one, four;
-  for (StepStatistics* statistics : {&one, &four}) {
+  const auto of_step = [&](int64_t step_rows) {
     const ArenaScope saved(h.ctx.saved());
-    rows.rows().step_rows = statistics == &one ? 2 : 8;
-    h.layer->forward(h.ctx, rows, {.x = x, .y = y, .statistics = statistics});
-  }
+    const StatisticsBuffer statistics({{0, config.experts}});
+    rows.rows().step_rows = step_rows;
+    h.layer->forward(h.ctx, rows, {.x = x, .y = y, .statistics = &statistics.sink()});
+    return statistics.read(h.ctx);
+  };
+  StepStatistics one = of_step(2), four = of_step(8);
   EXPECT_GT(one.balance_loss, 0);
   EXPECT_NEAR(one.balance_loss, 4 * four.balance_loss, 1e-12);
   EXPECT_NEAR(one.z_loss, 4 * four.z_loss, 1e-12);

@@ -1,0 +1,48 @@
+#include "trainer/device_choice.h"
+
+#include <fmt/format.h>
+
+#include "kernels/core/dispatch.h"
+#include "parallel/nccl_communicator.h"
+#include "parallel/self_communicator.h"
+
+namespace sluice {
+
+DeviceChoice parse_device(const std::string& word) {
+  const auto names = enum_names(DeviceChoice{});
+  for (size_t i = 0; i < names.size(); ++i) {
+    if (word == names[i]) return DeviceChoice(i);
+  }
+  throw UsageError(fmt::format("--device is auto, cpu or cuda, got '{}'", word));
+}
+
+Device choose_device(DeviceChoice choice, Precision precision, int local_rank) {
+  const int gpus = choice == DeviceChoice::cpu ? 0 : num_cuda_devices();
+  if (choice == DeviceChoice::cuda && gpus == 0) {
+    throw UsageError(kBuiltWithCuda
+                         ? "device: cuda, but no GPU is found (or its driver is older than the "
+                           "CUDA of this build): see nvidia-smi, or set device: auto or cpu"
+                         : "device: cuda needs a build with CUDA; this one has none: set device: "
+                           "auto or cpu");
+  }
+  if (gpus == 0 && precision == Precision::bf16) {
+    throw UsageError("precision: bf16 on the CPU needs a build with oneDNN: set precision: f32");
+  }
+  if (gpus == 0) return kCpu;
+  if (local_rank >= gpus) {
+    throw UsageError(
+        fmt::format("rank {} of this host has no GPU: there are {}; start as many "
+                    "ranks as there are GPUs, or set device: cpu",
+                    local_rank, gpus));
+  }
+  return {Device::Kind::cuda, int8_t(local_rank)};
+}
+
+DeviceWorld::DeviceWorld(Communicator& world, const Place& place) : world_(world) {
+  if (place.device.is_cpu()) return;
+  own_ = world.size() == 1 ? make_self_communicator(place)
+                           : make_nccl_communicator(
+                                 world, {.device = place.device.index, .stream = place.stream});
+}
+
+}  // namespace sluice
