@@ -113,7 +113,7 @@ void GradientReducer::start_bucket(size_t bucket) {
   in_flight_.push_back(group_.reduce_scatter(whole, part, ReduceOp::sum));
 }
 
-void GradientReducer::finish() {
+void GradientReducer::finish(const Stream& stream) {
   SLUICE_CHECK(bool(flat_), "finish() before begin()");
   const Slice& span = layout_.span;
   int64_t covered = span.begin;  // end of the reported prefix
@@ -123,7 +123,7 @@ void GradientReducer::finish() {
                span.end, ") was never reported as ready");
   flat_ = {};
   packed_ = {};
-  for (const Event& event : in_flight_) event.wait();
+  for (const Event& event : in_flight_) event.order(stream);
   in_flight_.clear();
 }
 

@@ -8,7 +8,7 @@
 //
 //   reducer.begin(flat);
 //   ... a branch's backward is done: reducer.ready(begin, end) ...
-//   reducer.finish();   // flat holds the sum over the group
+//   reducer.finish(stream);   // what the stream does from now on finds the group's sum in flat
 #pragma once
 
 #include <cstdint>
@@ -50,8 +50,8 @@ class GradientReducer {
   // Elements [begin, end) will not change any more. Every element of the span is reported exactly
   // once a step, also those of parameters that got no gradient and the padding.
   void ready(int64_t begin, int64_t end);
-  // Waits. Throws if elements were never reported.
-  void finish();
+  // On the CPU it waits; on a GPU the stream does. Throws if elements were never reported.
+  void finish(const Stream& stream = {});
 
   // The other way round: everyone gets everyone's shards of a bucket of `flat`.
   Event gather(size_t bucket, const TensorView& flat) const;

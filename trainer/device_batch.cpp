@@ -4,38 +4,24 @@
 
 namespace sluice {
 
-ModelInput DeviceBatch::load(const Context& ctx, const Batch& batch) {
-  if (ctx.device.is_cpu() || ctx.counting()) {
-    rows_ = batch.rows();
-    const auto here = [&](ConstTensorView view) {
-      view.device = ctx.device;
-      return view;
-    };
-    rows_.doc_begin = here(rows_.doc_begin);
-    rows_.local_doc_begin = here(rows_.local_doc_begin);
-    rows_.positions = here(rows_.positions);
-    return {.tokens = here(batch.tokens()), .targets = here(batch.targets()), .rows = rows_};
+void DeviceBatch::load(const Context& ctx, Batch batch) {
+  batch_ = std::move(batch);
+  tokens_ = batch_->tokens();
+  targets_ = batch_->targets();
+  rows_ = batch_->rows();
+  if (ctx.device.is_cpu()) return;
+  ConstTensorView* const views[] = {&tokens_, &targets_, &rows_.doc_begin, &rows_.local_doc_begin,
+                                    &rows_.positions};
+  size_t needed = 0, used = 0;
+  for (ConstTensorView* view : views) needed += align_up(view->numel() * size_of(view->dtype));
+  if (!ctx.counting() && storage_.bytes() < needed) storage_ = Buffer(needed, ctx.device);
+  for (ConstTensorView* view : views) {
+    const size_t bytes = view->numel() * size_of(view->dtype);
+    char* const data = ctx.counting() ? nullptr : static_cast<char*>(storage_.data()) + used;
+    if (!ctx.counting()) copy_bytes(data, ctx.device, view->data, kCpu, bytes, ctx.stream);
+    *view = ConstTensorView(data, view->dims, view->dtype, ctx.device);
+    used += align_up(bytes);
   }
-  rows_ = batch.rows();
-  size_t used = 0;
-  const auto room_of = [](const ConstTensorView& view) {
-    return align_up(size_t(view.numel()) * size_of(view.dtype));
-  };
-  const size_t needed = 4 * room_of(batch.tokens()) + room_of(rows_.doc_begin);
-  if (storage_.bytes() < needed) storage_ = Buffer(needed, ctx.device);
-  const auto upload = [&](const ConstTensorView& host) {
-    const TensorView view(static_cast<char*>(storage_.data()) + used, host.dims, host.dtype,
-                          ctx.device);
-    used += room_of(host);
-    copy_bytes(view.data, ctx.device, host.data, kCpu, host.numel() * size_of(host.dtype),
-               ctx.stream);
-    return view;
-  };
-  const ConstTensorView tokens = upload(batch.tokens()), targets = upload(batch.targets());
-  rows_.doc_begin = upload(rows_.doc_begin);
-  rows_.local_doc_begin = upload(rows_.local_doc_begin);
-  rows_.positions = upload(rows_.positions);
-  return {.tokens = tokens, .targets = targets, .rows = rows_};
 }
 
 }  // namespace sluice

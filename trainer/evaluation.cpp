@@ -29,9 +29,10 @@ class Round {
   // Rows [first, first + count) if there are that many, on this rank.
   void evaluate_part(const Model& model, EvalRows& rows, const Mesh& mesh, int64_t first,
                      int64_t count) {
-    const Batch batch = rows.batch(first, count, {mesh.at().cp, mesh.shape().cp});
-    model.evaluate(ctx_, batch_.load(ctx_, batch), own_.columns(kLoss, {1}));
+    Batch batch = rows.batch(first, count, {mesh.at().cp, mesh.shape().cp});
     const double targets = double(batch.num_targets());
+    batch_.load(ctx_, std::move(batch));
+    model.evaluate(ctx_, batch_.input(), own_.columns(kLoss, {1}));
     copy_bytes(own_.columns(kTargets, {1}).data, ctx_.device, &targets, kCpu, sizeof(targets),
                ctx_.stream);
   }

@@ -106,14 +106,13 @@ void GradientAccumulation::ready(ParameterId id) {
   }
 }
 
-void GradientAccumulation::finish_reduction() {
-  for (GradientReducer& reducer : reducers_) reducer.finish();
+void GradientAccumulation::finish_reduction(const Context& ctx) {
+  for (GradientReducer& reducer : reducers_) reducer.finish(ctx.stream);
 }
 
 void GradientAccumulation::run_leaf(const Context& ctx, const Model& model, const Step& step,
                                     int64_t index) {
-  const Batch batch = step.next_batch();
-  const ModelInput input = batch_.load(ctx, batch);
+  const ModelInput input = batches_[index].input();
   const MicroBatchTree::Leaf leaf = adds_in_place() ? MicroBatchTree::Leaf{} : tree_.leaf(index);
   const bool last = index + 1 == micro_batches_.count;
   const bool reduces = last || reduces_every_leaf();
@@ -145,9 +144,14 @@ void GradientAccumulation::run_leaf(const Context& ctx, const Model& model, cons
                .carried = step.carried == nullptr ? std::span<const Carried>{}
                                                   : step.carried->of_batch(index)},
               pass);
-  if (reduces_every_leaf()) finish_reduction();
+  if (reduces_every_leaf()) finish_reduction(ctx);
   if ((reduces_every_leaf() || !last) && !ctx.counting())
     merge_leaf(leaf, buffers_, 0, own.numel());
+}
+
+void GradientAccumulation::load(const Context& ctx, const std::function<Batch()>& next_batch) {
+  batches_.resize(micro_batches_.count);
+  for (DeviceBatch& batch : batches_) batch.load(ctx, next_batch());
 }
 
 void GradientAccumulation::run(const Context& ctx, const Model& model, const Step& step) {
@@ -155,7 +159,7 @@ void GradientAccumulation::run(const Context& ctx, const Model& model, const Ste
   for (int64_t i = 0; i < micro_batches_.count; ++i) run_leaf(ctx, model, step, i);
   gather_scalars(ctx);
   if (reduces_every_leaf()) return;
-  finish_reduction();
+  finish_reduction(ctx);
   store_.bind_gradients(buffers_[0]);
 }
 

@@ -59,9 +59,10 @@ class GradientAccumulation {
   struct Step {
     double loss_scale = 1;                   // 1 / target tokens of the step, world-wide
     RoutingTape* routing = nullptr;          // optional
-    std::function<Batch()> next_batch = {};  // gives them in order
     const CarriedStates* carried = nullptr;  // optional
   };
+  // Takes the step's micro-batches, in order.
+  void load(const Context& ctx, const std::function<Batch()>& next_batch);
   // Runs every micro-batch and reduces, without waiting for a GPU. Afterwards gradients() holds the
   // world's sum of what this rank owns (with zero 0: of everything).
   void run(const Context& ctx, const Model& model, const Step& step);
@@ -82,7 +83,7 @@ class GradientAccumulation {
   void run_leaf(const Context& ctx, const Model& model, const Step& step, int64_t index);
   void begin_reduction(const TensorView& flat, const TensorView& packed);
   void ready(ParameterId id);
-  void finish_reduction();
+  void finish_reduction(const Context& ctx);
   void allocate_scalars(bool allocate);
   void gather_scalars(const Context& ctx);
   std::vector<double> sum_over_sequence(const std::vector<double>& gathered) const;
@@ -100,12 +101,12 @@ class GradientAccumulation {
   std::vector<TensorView> buffers_;  // of the tree: whole arenas, or owned shards packed
   TensorView leaf_;                  // a whole arena, where a leaf's gradient is not in buffers_
   Buffer scalar_storage_;
-  TensorView scalars_;           // (micro-batches of this rank, kScalars) f64
-  TensorView gathered_;          // the same of all ranks of dp and cp
-  TensorView loss_places_;       // i64: the losses among gathered_
-  TensorView loss_;              // (1) f64
-  StatisticsBuffer statistics_;  // expert counts of this step
-  DeviceBatch batch_;            // on a GPU: the micro-batch that runs
+  TensorView scalars_;                // (micro-batches of this rank, kScalars) f64
+  TensorView gathered_;               // the same of all ranks of dp and cp
+  TensorView loss_places_;            // i64: the losses among gathered_
+  TensorView loss_;                   // (1) f64
+  StatisticsBuffer statistics_;       // expert counts of this step
+  std::vector<DeviceBatch> batches_;  // of the step
 };
 
 }  // namespace sluice

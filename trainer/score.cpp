@@ -151,8 +151,8 @@ Scores score(const LoadedModel& loaded, const TokenRows& rows, const ScoreReques
   DeviceBatch here;
   double loss_sum = 0;
   for (int64_t i = 0; i < scores.rows; ++i) {
-    const Batch batch = one_document(i, rows[i]);
-    const ModelInput input = here.load(ctx, batch);
+    here.load(ctx, one_document(i, rows[i]));
+    const ModelInput input = here.input();
     if (request.gradients) {
       loaded.model->train(ctx, input, {.loss_scale = 1 / double(scores.targets), .loss = loss});
     } else {

@@ -57,13 +57,19 @@ EngineMemory StepEngine::memory() const {
 }
 
 StepReport StepEngine::step(const StepInput& input) {
-  optimizer_.begin_update(arenas_.context(), input.lr);
-  accumulate_gradients(input);
-  clip();
-  update();
+  const Context ctx = arenas_.context();
+  optimizer_.begin_update(ctx, input.lr);
+  accumulation_.load(ctx, input.next_batch);
+  enqueue(input);
   StepReport report = read_report(input);
   end_step(report);
   return report;
+}
+
+void StepEngine::enqueue(const StepInput& input) {
+  accumulate_gradients(input);
+  clip();
+  update();
 }
 
 void StepEngine::count_step() {
@@ -76,10 +82,11 @@ void StepEngine::count_step() {
 
 void StepEngine::count_evaluation() {
   SLUICE_CHECK(mesh_.planned(), "an evaluation is counted on a planned mesh");
-  const Batch batch = Batch::planned(micro_batches_.rows, config_.train.seq_len, sequence_shard(),
-                                     config_.train.global_batch);
+  Batch batch = Batch::planned(micro_batches_.rows, config_.train.seq_len, sequence_shard(),
+                               config_.train.global_batch);
   DeviceBatch here;
-  model_.evaluate(arenas_.context(), here.load(arenas_.context(), batch),
+  here.load(arenas_.context(), std::move(batch));
+  model_.evaluate(arenas_.context(), here.input(),
                   TensorView(nullptr, {1}, DType::f64, place_.device));
 }
 
@@ -92,11 +99,9 @@ double per_target(const StepInput& input) {
 }  // namespace
 
 void StepEngine::accumulate_gradients(const StepInput& input) {
-  accumulation_.run(arenas_.context(), model_,
-                    {.loss_scale = per_target(input),
-                     .routing = input.routing,
-                     .next_batch = input.next_batch,
-                     .carried = carried_.get()});
+  accumulation_.run(
+      arenas_.context(), model_,
+      {.loss_scale = per_target(input), .routing = input.routing, .carried = carried_.get()});
 }
 
 // All ranks find the same loss and norm, so they decide alike.

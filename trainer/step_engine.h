@@ -99,6 +99,7 @@ class StepEngine {
 
  private:
   StepArenas make_arenas() const;
+  void enqueue(const StepInput& input);
   void accumulate_gradients(const StepInput& input);
   void clip();
   void update();
