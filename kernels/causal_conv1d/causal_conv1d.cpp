@@ -12,11 +12,11 @@ namespace {
 
 void backward_on_gpu(const Context& ctx, const CausalConv1dBackward& args) {
   const int64_t B = args.x.dim(0), T = args.x.dim(1), C = args.x.dim(2), K = args.weight.dim(1);
-  const int64_t blocks = cuda::conv_blocks(B, T);
-  const cuda::ConvPartials partials{.weight = ctx.scratch->alloc({blocks, C, K}, DType::f32),
-                                    .bias = ctx.scratch->alloc({blocks, C}, DType::f32)};
+  const TensorView partial =
+      ctx.scratch->alloc({cuda::conv_partials(B, T, C), C * K + C}, DType::f32);
   if (ctx.counting()) return;
-  if constexpr (kBuiltWithCuda) return cuda::causal_conv1d_backward(ctx, args, partials);
+  SLUICE_CHECK(args.dweight.packed(), "dweight must be packed");
+  if constexpr (kBuiltWithCuda) return cuda::causal_conv1d_backward(ctx, args, partial);
   fail_no_cuda("causal_conv1d_backward");
 }
 

@@ -1,32 +1,28 @@
 // B batch, T tokens, C channels, K taps
 #include "kernels/causal_conv1d/causal_conv1d_cuda.cuh"
 #include "kernels/core/row_blocks.h"
-#include "kernels/device/column_sum.cuh"
 
 namespace sluice::cuda {
 
 namespace {
 
-constexpr int kWidth = 4;  // channels of a lane: more would not leave registers for enough warps
-constexpr int kAhead = 4;  // rows on their way at once
 constexpr int kBlockThreads = kConvWarps * kWarp;
 constexpr int kPlainThreads = 128;
+constexpr int kLookahead = kConvTaps - 1;  // dx of a token is complete so many tokens later
 
 template <class T>
 struct Gradients {
   const T* dy;
   T* dx;
   T* dhalo;  // null: not asked for
-  float* weight_partial;
-  float* bias_partial;
+  float* partial;
   int64_t dy_stride, dx_stride, dhalo_stride;
 
-  Gradients(const CausalConv1dBackward& args, const ConvPartials& partials)
+  Gradients(const CausalConv1dBackward& args, const TensorView& partial)
       : dy(pointer<T>(args.dy)),
         dx(pointer<T>(args.dx)),
         dhalo(optional_pointer<T>(args.dhalo)),
-        weight_partial(pointer<float>(partials.weight)),
-        bias_partial(pointer<float>(partials.bias)),
+        partial(pointer<float>(partial)),
         dy_stride(args.dy.row_stride),
         dx_stride(args.dx.row_stride),
         dhalo_stride(args.dhalo.row_stride) {}
@@ -47,38 +43,34 @@ __device__ float through_silu(float dy, float v) {
 // One lane's channels while it walks down the tokens: the window of x, the sums of the parameter
 // gradients, and dx of the last three tokens, to which later tokens still add.
 struct BackwardWalk {
-  ConvWindow<kWidth> window;
-  float dweight[kConvTaps][kWidth] = {};
-  float dbias[kWidth] = {};
-  ConvRow<kWidth> pending[kConvTaps - 1] = {};  // dx of the token 1, 2, 3 before
+  ConvWindow window;
+  float dweight[kConvTaps][kConvWidth] = {};
+  float dbias[kConvWidth] = {};
+  ConvRow pending[kLookahead] = {};  // dx of the token 1, 2, 3 before
 
-  // dy of a token whose document began `age` tokens ago. Parameter gradients count if `own`.
-  // Returns dx of the token 3 before, which is complete.
-  __device__ ConvRow<kWidth> advance(const ConvRow<kWidth>& x, const ConvRow<kWidth>& dy, int age,
-                                     bool own, bool with_silu) {
-    if (age == 0) window.forget();
-    ConvRow<kWidth> done, latest;
+  // One token. Edge: its document may have begun `age` < kLookahead tokens ago, and its parameter
+  // gradients count only if it is its warp's own. Returns dx of the token 3 before.
+  template <bool kEdge>
+  __device__ ConvRow advance(const ConvRow& x, const ConvRow& dy, int age, bool own) {
+    if (kEdge && age == 0) window.forget();
+    ConvRow done, latest;
 #pragma unroll
-    for (int i = 0; i < kWidth; ++i) {
-      float dv = dy.values[i];
-      if (with_silu) dv = through_silu(dv, window.pre_activation(i, x.values[i]));
-      if (own) {
-        dbias[i] += dv;
-        dweight[0][i] = fmaf(dv, x.values[i], dweight[0][i]);
-#pragma unroll
-        for (int j = 1; j < kConvTaps; ++j)
-          dweight[j][i] = fmaf(dv, window.before[j - 1].values[i], dweight[j][i]);
-      }
+    for (int i = 0; i < kConvWidth; ++i) {
+      const float dv = through_silu(dy.values[i], window.pre_activation(i, x.values[i]));
+      const float counted = kEdge && !own ? 0.0f : dv;
+      dbias[i] += counted;
+      dweight[0][i] = fmaf(counted, x.values[i], dweight[0][i]);
       latest.values[i] = window.weight[0][i] * dv;
 #pragma unroll
       for (int j = 1; j < kConvTaps; ++j) {
+        dweight[j][i] = fmaf(counted, window.before[j - 1].values[i], dweight[j][i]);
         float& sum = pending[j - 1].values[i];
-        if (age >= j) sum = fmaf(window.weight[j][i], dv, sum);
+        if (!kEdge || age >= j) sum = fmaf(window.weight[j][i], dv, sum);
       }
-      done.values[i] = pending[kConvTaps - 2].values[i];
+      done.values[i] = pending[kLookahead - 1].values[i];
     }
 #pragma unroll
-    for (int j = kConvTaps - 2; j > 0; --j) pending[j] = pending[j - 1];
+    for (int j = kLookahead - 1; j > 0; --j) pending[j] = pending[j - 1];
     pending[0] = latest;
     window.push(x);
     return done;
@@ -86,85 +78,95 @@ struct BackwardWalk {
 };
 
 // The parameter gradients of a block's warps, added up in order.
-__device__ void store_partials(const BackwardWalk& walk, const ConvPiece& piece, int64_t block,
-                               int64_t C, float* weight_partial, float* bias_partial) {
-  constexpr int kSums = kConvTaps + 1, kChannels = kWarp * kWidth;
-  __shared__ float sums[kConvWarps][kSums][kChannels];
-  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+__device__ void store_partials(const BackwardWalk& walk, int64_t tile_begin, int64_t C,
+                               float* partial) {
+  constexpr int kSums = kConvTaps + 1;
+  __shared__ float sums[kConvWarps][kSums][kConvChannels];
+  const int warp = threadIdx.x / kWarp, first = threadIdx.x % kWarp * kConvWidth;
 #pragma unroll
-  for (int i = 0; i < kWidth; ++i) {
+  for (int i = 0; i < kConvWidth; ++i) {
 #pragma unroll
     for (int j = 0; j < kConvTaps; ++j)
-      sums[warp][kConvTaps - 1 - j][lane * kWidth + i] = walk.dweight[j][i];
-    sums[warp][kConvTaps][lane * kWidth + i] = walk.dbias[i];
+      sums[warp][kConvTaps - 1 - j][first + i] = walk.dweight[j][i];
+    sums[warp][kConvTaps][first + i] = walk.dbias[i];
   }
   __syncthreads();
-  for (int i = threadIdx.x; i < kSums * kChannels; i += kBlockThreads) {
-    const int k = i % kSums, channel = i / kSums;
-    const int64_t c = piece.tile_begin + channel;
+  for (int i = threadIdx.x; i < kSums * kConvChannels; i += kBlockThreads) {
+    const int k = i / kConvChannels, channel = i % kConvChannels;
+    const int64_t c = tile_begin + channel;
     if (c >= C) continue;
     float sum = 0;
 #pragma unroll
     for (int other = 0; other < kConvWarps; ++other) sum += sums[other][k][channel];
-    if (k < kConvTaps) {
-      weight_partial[(block * C + c) * kConvTaps + k] = sum;
-    } else {
-      bias_partial[block * C + c] = sum;
-    }
+    partial[k < kConvTaps ? c * kConvTaps + k : C * kConvTaps + c] = sum;
   }
 }
 
-// Memory-bound: 6 T C bytes in bf16. A lane walks down its channels; dx of a token is complete
-// three tokens later, so a warp reads x of 3 rows before its own, and x and dy of 3 rows after.
+// What a warp reads and writes while it walks: pointers move on with it.
 template <class T>
-__global__ void __launch_bounds__(kBlockThreads, 4)
-    backward_kernel(ConvInput<T> in, Gradients<T> out, int64_t tiles) {
-  using Row = Channels<T, kWidth>;
-  const ConvPiece piece(in.B, in.tokens, in.C, kWidth, kConvBackwardRows, tiles);
-  const int lane = threadIdx.x % kWarp;
-  const int64_t b = min(piece.b, in.B - 1);
-  const int count = piece.count > 0 ? int(piece.count) : 0;
-  const int rows = count > 0 ? count + kConvTaps - 1 : 0;                 // walked
-  const int readable = int(min(int64_t(rows), in.tokens - piece.begin));  // with tokens behind them
-  const int64_t first_row = b * in.tokens + piece.begin;
-  const T* const x = in.x + first_row * in.x_stride + piece.c;
-  const T* const dy = out.dy + first_row * out.dy_stride + piece.c;
-  const int64_t first_age = count > 0 ? in.age(b, piece.begin) : 0;
-  BackwardWalk walk{.window = {in, b, piece.begin, first_age, piece.c}};
-  int ages = 0;  // of the rows that begin at a multiple of the warp, lane by lane
-  for (int begin = 0; begin < rows; begin += kAhead) {
-    Row x_rows[kAhead] = {}, dy_rows[kAhead] = {};
+struct BackwardRows {
+  const T* x;
+  const T* dy;
+  T* dx;        // of the row kLookahead before
+  int count;    // rows of the warp's own
+  int present;  // rows that have tokens, from the warp's first on
+};
+
+// kConvAhead tokens. Edge: they may be behind the row's last token or the warp's own, or the first
+// ones, whose dx belongs to another warp or to the halo, or young.
+template <bool kEdge, class T>
+__device__ void backward_rows(BackwardWalk& walk, const ConvInput<T>& in, const Gradients<T>& out,
+                              const ConvPiece& piece, const BackwardRows<T>& at,
+                              const ConvAges& ages, int begin) {
+  ConvRows<T> x, dy;
+  const int present = kEdge ? at.present - begin : kConvAhead;
+  x.load(at.x, in.x_stride, present);
+  dy.load(at.dy, out.dy_stride, present);
 #pragma unroll
-    for (int i = 0; i < kAhead; ++i) {
-      if (begin + i >= readable) break;
-      x_rows[i] = Row::load(x + (begin + i) * in.x_stride);
-      dy_rows[i] = Row::load(dy + (begin + i) * out.dy_stride);
+  for (int i = 0; i < kConvAhead; ++i) {
+    const int row = begin + i;
+    const int age = kEdge ? ages.of(row) : kConvTaps;
+    const ConvRow done =
+        walk.advance<kEdge>(x.rows[i].unpack(), dy.rows[i].unpack(), age, row < at.count);
+    T* to = at.dx + i * out.dx_stride;
+    if (kEdge && row < kLookahead) {
+      if (piece.begin > 0 || out.dhalo == nullptr) continue;
+      to = out.dx_row(piece.b, row - kLookahead, in.tokens, kConvTaps) + piece.c;
     }
-    if (begin % kWarp == 0) {
-      const int row = min(begin + lane, readable - 1);
-      ages = int(min(in.age(b, piece.begin + row), int64_t(kConvTaps)));
-    }
-#pragma unroll
-    for (int i = 0; i < kAhead; ++i) {
-      const int row = begin + i;
-      if (row >= rows) break;
-      ConvRow<kWidth> x_row, dy_row;
-      x_row.set(x_rows[i]), dy_row.set(dy_rows[i]);
-      const int age = __shfl_sync(kFullWarp, ages, row % kWarp);
-      const ConvRow<kWidth> done = walk.advance(x_row, dy_row, age, row < count, in.silu);
-      // What lies before this warp's first token belongs to another warp, or to the halo.
-      const int64_t position = piece.begin + row - (kConvTaps - 1);
-      if (!piece.active || (row < kConvTaps - 1 && piece.begin > 0)) continue;
-      T* const to = out.dx_row(b, position, in.tokens, kConvTaps);
-      if (to == nullptr) continue;
-      Row stored;
-#pragma unroll
-      for (int channel = 0; channel < kWidth; ++channel)
-        stored.values[channel] = from_float<T>(done.values[channel]);
-      stored.store(to + piece.c);
-    }
+    if (piece.active && (!kEdge || row < at.count + kLookahead)) store_row(to, done);
   }
-  store_partials(walk, piece, blockIdx.x / tiles, in.C, out.weight_partial, out.bias_partial);
+}
+
+// Memory-bound: 6 T C bytes in bf16. A lane walks down its channels; a warp reads x of 3 rows
+// before its own, and x and dy of 3 rows after.
+template <class T>
+__global__ void __launch_bounds__(kBlockThreads, kConvBackwardResident)
+    backward_kernel(ConvInput<T> in, Gradients<T> out, int64_t rows) {
+  const ConvPiece piece(in.B, in.tokens, in.C, rows);
+  const bool empty = piece.count == 0;
+  const int64_t b = empty ? 0 : piece.b, begin_token = empty ? 0 : piece.begin;
+  const int walked = empty ? 0 : piece.count + kLookahead;
+  const int64_t first_row = b * in.tokens + begin_token;
+  BackwardWalk walk{.window = {in, b, begin_token, piece.c}};
+  BackwardRows<T> at{.x = in.x + first_row * in.x_stride + piece.c,
+                     .dy = out.dy + first_row * out.dy_stride + piece.c,
+                     .dx = out.dx + (first_row - kLookahead) * out.dx_stride + piece.c,
+                     .count = piece.count,
+                     .present = int(min(int64_t{walked}, in.tokens - begin_token))};
+  ConvAges ages;
+  for (int begin = 0; begin < walked; begin += kConvAhead) {
+    if (begin % kWarp == 0) ages.load(in, b, begin_token + begin, begin_token + at.present);
+    if (begin >= kLookahead && begin + kConvAhead <= piece.count && ages.old(begin)) {
+      backward_rows<false>(walk, in, out, piece, at, ages, begin);
+    } else {
+      backward_rows<true>(walk, in, out, piece, at, ages, begin);
+    }
+    at.x += kConvAhead * in.x_stride;
+    at.dy += kConvAhead * out.dy_stride;
+    at.dx += kConvAhead * out.dx_stride;
+  }
+  const int64_t block = blockIdx.x / conv_tiles(in.C);
+  store_partials(walk, piece.tile_begin, in.C, out.partial + block * in.C * (kConvTaps + 1));
 }
 
 // The gradient of v at a token, for the plain kernels.
@@ -198,7 +200,8 @@ __global__ void dweight_plain_kernel(ConvInput<T> in, Gradients<T> out, RowBlock
   const int64_t c = blockIdx.x * int64_t(kPlainThreads) + threadIdx.x;
   if (c >= in.C) return;
   const int64_t block = blockIdx.y;
-  float* const dweight = out.weight_partial + (block * in.C + c) * in.K;
+  float* const partial = out.partial + block * in.C * (in.K + 1);
+  float* const dweight = partial + c * in.K;
   for (int k = 0; k < in.K; ++k) dweight[k] = 0;
   float dbias = 0;
   for (int64_t row = blocks.begin(block); row < blocks.end(block); ++row) {
@@ -207,7 +210,7 @@ __global__ void dweight_plain_kernel(ConvInput<T> in, Gradients<T> out, RowBlock
     for (int j = 0; j < in.K; ++j) dweight[in.K - 1 - j] += dv * in.tap(b, t, age, j, c);
     dbias += dv;
   }
-  out.bias_partial[block * in.C + c] = dbias;
+  partial[in.C * in.K + c] = dbias;
 }
 
 template <class T>
@@ -226,31 +229,52 @@ void backward_plain(const Context& ctx, const ConvInput<T>& in, const Gradients<
          dweight_plain_kernel<T>, in, out, row_blocks);
 }
 
+// A block adds up kWarp columns of the partial sums: its warps take turns with the rows.
+__global__ void __launch_bounds__(kWarp* kWarp)
+    add_partials_kernel(const float* partial, int64_t rows, int64_t weights, int64_t columns,
+                        float* dweight, float* dbias) {
+  __shared__ float of_warp[kWarp][kWarp];
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  const int64_t column = blockIdx.x * int64_t(kWarp) + lane;
+  float sum = 0;
+  if (column < columns) {
+#pragma unroll 4
+    for (int64_t row = warp; row < rows; row += kWarp) sum += partial[row * columns + column];
+  }
+  of_warp[warp][lane] = sum;
+  __syncthreads();
+  if (warp != 0 || column >= columns) return;
+  float* const total = column < weights   ? dweight + column
+                       : dbias != nullptr ? dbias + (column - weights)
+                                          : nullptr;
+  if (total == nullptr) return;
+  sum = 0;
+#pragma unroll
+  for (int other = 0; other < kWarp; ++other) sum += of_warp[other][lane];
+  *total += sum;
+}
+
 }  // namespace
 
 void causal_conv1d_backward(const Context& ctx, const CausalConv1dBackward& args,
-                            const ConvPartials& partials) {
+                            const TensorView& partial) {
   if (args.x.numel() == 0) return;
-  const int64_t blocks = partials.bias.dim(0);
+  const int64_t blocks = partial.dim(0), columns = partial.dim(1);
   dispatch_float(args.x.dtype, [&]<class T>() {
     const ConvInput<T> in(args);
-    const Gradients<T> out(args, partials);
-    if (conv_in_windows<T, kWidth>(in, args.weight, args.x, args.halo, args.dy, args.dx,
-                                   args.dhalo)) {
-      const int64_t tiles = ceil_div(in.C, kWarp * kWidth);
+    const Gradients<T> out(args, partial);
+    if (conv_in_windows(in, args.weight, args.x, args.halo, args.dy, args.dx, args.dhalo)) {
       launch(ctx, "causal_conv1d_backward",
-             {.blocks = unsigned(blocks * tiles), .threads = kBlockThreads}, backward_kernel<T>, in,
-             out, tiles);
+             {.blocks = unsigned(blocks * conv_tiles(in.C)), .threads = kBlockThreads},
+             backward_kernel<T>, in, out, conv_backward_rows(in.B, in.tokens, in.C));
     } else {
       backward_plain(ctx, in, out, blocks);
     }
   });
-  add_column_sums(ctx, "causal_conv1d_backward", pointer<float>(partials.weight), blocks,
-                  args.dweight.numel(), pointer<float>(args.dweight));
-  if (args.dbias) {
-    add_column_sums(ctx, "causal_conv1d_backward", pointer<float>(partials.bias), blocks,
-                    args.dbias.numel(), pointer<float>(args.dbias));
-  }
+  launch(ctx, "causal_conv1d_backward",
+         {.blocks = unsigned(ceil_div(columns, kWarp)), .threads = kWarp * kWarp},
+         add_partials_kernel, pointer<float>(partial), blocks, args.dweight.numel(), columns,
+         pointer<float>(args.dweight), optional_pointer<float>(args.dbias));
 }
 
 }  // namespace sluice::cuda

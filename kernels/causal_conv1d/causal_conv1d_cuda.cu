@@ -5,49 +5,53 @@ namespace sluice::cuda {
 
 namespace {
 
-constexpr int64_t kForwardRows = kWarp;  // tokens of a warp: each lane looks one document start up
-constexpr int kAhead = 4;                // rows on their way at once
+constexpr int kResident = 5;  // blocks of a processor
 constexpr int kPlainThreads = 256;
 
-// Memory-bound: 4 T C bytes in bf16. A lane walks down 16 bytes of channels with the last three
-// rows in registers, so x is read once but for 3 rows in 32, which neighbours have just put in L2.
+// kConvAhead rows; `last` of them are there. Edge: some may not be, or may start documents.
+template <bool kEdge, class T>
+__device__ void forward_rows(ConvWindow& window, const ConvRows<T>& x, const ConvAges& ages,
+                             int first, int last, bool active, T* y, int64_t y_stride) {
+#pragma unroll
+  for (int i = 0; i < kConvAhead; ++i) {
+    if (kEdge && i >= last) break;
+    if (kEdge && ages.of(first + i) == 0) window.forget();
+    const ConvRow row = x.rows[i].unpack();
+    ConvRow out;
+#pragma unroll
+    for (int c = 0; c < kConvWidth; ++c)
+      out.values[c] = silu(window.pre_activation(c, row.values[c]));
+    if (active) store_row(y + i * y_stride, out);
+    window.push(row);
+  }
+}
+
+// Memory-bound: 4 T C bytes in bf16. A lane walks down its channels with the last three rows in
+// registers, so x is read once but for 3 rows a warp, which a neighbour has just put in L2.
 template <class T>
-__global__ void __launch_bounds__(kConvWarps* kWarp, 4)
-    forward_kernel(ConvInput<T> in, T* y, int64_t y_stride, int64_t tiles) {
-  constexpr int kWidth = Pack<T>::kWidth;
-  using Row = Channels<T, kWidth>;
-  const ConvPiece piece(in.B, in.tokens, in.C, kWidth, kForwardRows, tiles);
-  if (piece.count <= 0) return;
-  const int lane = threadIdx.x % kWarp;
-  const int64_t age_of_row = lane < piece.count ? in.age(piece.b, piece.begin + lane) : 1;
-  const unsigned starts = __ballot_sync(kFullWarp, age_of_row == 0);
-  ConvWindow<kWidth> window(in, piece.b, piece.begin, __shfl_sync(kFullWarp, age_of_row, 0),
-                            piece.c);
+__global__ void __launch_bounds__(kConvWarps* kWarp, kResident)
+    forward_kernel(ConvInput<T> in, T* y, int64_t y_stride, int64_t rows) {
+  const ConvPiece piece(in.B, in.tokens, in.C, rows);
+  if (piece.count == 0) return;
   const int64_t first_row = piece.b * in.tokens + piece.begin;
-  const T* const x = in.x + first_row * in.x_stride + piece.c;
+  const T* x = in.x + first_row * in.x_stride + piece.c;
   y += first_row * y_stride + piece.c;
-  const int count = int(piece.count);
-  for (int begin = 0; begin < count; begin += kAhead) {
-    Row rows[kAhead];
-#pragma unroll
-    for (int i = 0; i < kAhead; ++i) {
-      if (begin + i < count) rows[i] = Row::load(x + (begin + i) * in.x_stride);
+  ConvRows<T> next;
+  next.load(x, in.x_stride, piece.count);
+  ConvWindow window(in, piece.b, piece.begin, piece.c);
+  ConvAges ages;
+  for (int begin = 0; begin < piece.count; begin += kConvAhead) {
+    if (begin % kWarp == 0) ages.load(in, piece.b, piece.begin + begin, piece.begin + piece.count);
+    const ConvRows<T> current = next;
+    const int left = piece.count - begin;
+    x += kConvAhead * in.x_stride;
+    next.load(x, in.x_stride, left - kConvAhead);
+    if (left >= kConvAhead && ages.old(begin)) {
+      forward_rows<false>(window, current, ages, begin, left, piece.active, y, y_stride);
+    } else {
+      forward_rows<true>(window, current, ages, begin, left, piece.active, y, y_stride);
     }
-#pragma unroll
-    for (int i = 0; i < kAhead; ++i) {
-      if (begin + i >= count) break;
-      if (starts >> (begin + i) & 1) window.forget();
-      ConvRow<kWidth> current;
-      current.set(rows[i]);
-      Row out;
-#pragma unroll
-      for (int channel = 0; channel < kWidth; ++channel) {
-        const float v = window.pre_activation(channel, current.values[channel]);
-        out.values[channel] = from_float<T>(in.silu ? silu(v) : v);
-      }
-      if (piece.active) out.store(y + (begin + i) * y_stride);
-      window.push(current);
-    }
+    y += kConvAhead * y_stride;
   }
 }
 
@@ -95,16 +99,15 @@ __global__ void step_kernel(StepTensors<T> tensors, int64_t B, int64_t C, int K,
 void causal_conv1d_forward(const Context& ctx, const CausalConv1dForward& args) {
   if (args.x.numel() == 0) return;
   dispatch_float(args.x.dtype, [&]<class T>() {
-    constexpr int kWidth = Pack<T>::kWidth;
     const ConvInput<T> in(args);
     T* const y = pointer<T>(args.y);
-    if (conv_in_windows<T, kWidth>(in, args.weight, args.x, args.halo, args.y)) {
-      const int64_t tiles = ceil_div(in.C, kWarp * kWidth);
-      const int64_t pieces = in.B * ceil_div(in.tokens, kForwardRows);
-      launch(
-          ctx, "causal_conv1d_forward",
-          {.blocks = unsigned(ceil_div(pieces, kConvWarps) * tiles), .threads = kConvWarps * kWarp},
-          forward_kernel<T>, in, y, args.y.row_stride, tiles);
+    if (conv_in_windows(in, args.weight, args.x, args.halo, args.y)) {
+      const int64_t rows = conv_rows(in.B, in.tokens, in.C, kResident);
+      const int64_t pieces = in.B * ceil_div(in.tokens, rows);
+      launch(ctx, "causal_conv1d_forward",
+             {.blocks = unsigned(ceil_div(pieces, kConvWarps) * conv_tiles(in.C)),
+              .threads = kConvWarps * kWarp},
+             forward_kernel<T>, in, y, args.y.row_stride, rows);
     } else {
       launch(
           ctx, "causal_conv1d_forward",

@@ -5,11 +5,13 @@
 #include "kernels/causal_conv1d/causal_conv1d_cuda.h"
 #include "kernels/device/dispatch.cuh"
 #include "kernels/device/launch.cuh"
+#include "kernels/device/mma.cuh"
 #include "kernels/device/reduce.cuh"
 
 namespace sluice::cuda {
 
-// Taps of the kernels that keep a window of rows in registers. Other widths take the plain kernels.
+// Taps of the kernels that keep a window of rows in registers, for silu = true. All else takes the
+// plain kernels.
 constexpr int kConvTaps = 4;
 
 template <class T>
@@ -65,64 +67,75 @@ struct ConvInput {
   }
 };
 
-// kWidth neighbouring elements, moved by one instruction.
-template <class T, int kWidth>
-struct alignas(sizeof(T) * kWidth) Channels {
-  T values[kWidth];
+// Neighbouring channels of a lane, moved by one instruction: 8 bytes of bf16 or 16 of f32.
+constexpr int kConvWidth = kConvChannels / kWarp;
+constexpr int kConvAhead = 4;  // rows on their way at once
 
-  __device__ static Channels load(const T* from) {
-    return *reinterpret_cast<const Channels*>(from);
-  }
-  __device__ void store(T* to) const { *reinterpret_cast<Channels*>(to) = *this; }
-};
-
-// x of kWidth channels at one token.
-template <int kWidth>
 struct ConvRow {
-  float values[kWidth];
+  float values[kConvWidth] = {};
+};
+template <class T>
+struct alignas(sizeof(T) * kConvWidth) PackedConvRow {
+  T values[kConvWidth];
 
-  template <class T>
-  __device__ void set(const Channels<T, kWidth>& from) {
-#pragma unroll
-    for (int i = 0; i < kWidth; ++i) values[i] = to_float(from.values[i]);
+  __device__ static PackedConvRow load(const T* from) {
+    return *reinterpret_cast<const PackedConvRow*>(from);
   }
-  __device__ void clear() {
+  __device__ ConvRow unpack() const {
+    ConvRow row;
 #pragma unroll
-    for (float& value : values) value = 0;
+    for (int i = 0; i < kConvWidth; ++i) row.values[i] = to_float(values[i]);
+    return row;
+  }
+};
+__device__ inline void store_row(float* to, const ConvRow& row) {
+  *reinterpret_cast<float4*>(to) = {row.values[0], row.values[1], row.values[2], row.values[3]};
+}
+__device__ inline void store_row(Bf16* to, const ConvRow& row) {
+  *reinterpret_cast<uint2*>(to) = {pack_bf16(row.values[0], row.values[1]),
+                                   pack_bf16(row.values[2], row.values[3])};
+}
+
+// Rows [0, end) of kConvAhead from `from` on, zeros behind them.
+template <class T>
+struct ConvRows {
+  PackedConvRow<T> rows[kConvAhead];
+
+  __device__ void load(const T* from, int64_t stride, int end) {
+#pragma unroll
+    for (int i = 0; i < kConvAhead; ++i)
+      rows[i] = i < end ? PackedConvRow<T>::load(from + i * stride) : PackedConvRow<T>{};
   }
 };
 
-// The kernels' view of kWidth channels: their taps, and the last rows of x that they have passed.
-template <int kWidth>
+// A lane's channels: their taps, and the last rows of x that it has passed.
 struct ConvWindow {
-  float weight[kConvTaps][kWidth];  // tap j is of the token j before
-  float bias[kWidth];
-  ConvRow<kWidth> before[kConvTaps - 1];  // x of the token 1, 2, 3 before; zero if not seen
+  float weight[kConvTaps][kConvWidth];  // tap j is of the token j before
+  float bias[kConvWidth];
+  ConvRow before[kConvTaps - 1];  // x of the token 1, 2, 3 before; zero if not seen
 
   // Channels from c on, about to see token t.
   template <class T>
-  __device__ ConvWindow(const ConvInput<T>& in, int64_t b, int64_t t, int64_t age, int64_t c) {
-    const T* const taps = in.weight + c * kConvTaps;
+  __device__ ConvWindow(const ConvInput<T>& in, int64_t b, int64_t t, int64_t c) {
+    const int64_t age = in.age(b, t);
 #pragma unroll
-    for (int i = 0; i < kWidth; ++i) {
-      const auto of_channel = Channels<T, kConvTaps>::load(taps + i * kConvTaps);
+    for (int i = 0; i < kConvWidth; ++i) {
+      const auto taps = PackedConvRow<T>::load(in.weight + (c + i) * kConvTaps).unpack();
 #pragma unroll
-      for (int j = 0; j < kConvTaps; ++j)
-        weight[j][i] = to_float(of_channel.values[kConvTaps - 1 - j]);
+      for (int j = 0; j < kConvTaps; ++j) weight[j][i] = taps.values[kConvTaps - 1 - j];
       bias[i] = in.bias == nullptr ? 0.0f : in.bias[c + i];
     }
 #pragma unroll
     for (int j = 1; j < kConvTaps; ++j) {
       const T* const row = j <= age ? in.row(b, t - j) : nullptr;
-      before[j - 1].clear();
-      if (row != nullptr) before[j - 1].set(Channels<T, kWidth>::load(row + c));
+      if (row != nullptr) before[j - 1] = PackedConvRow<T>::load(row + c).unpack();
     }
   }
 
   // Before the first token of a document.
   __device__ void forget() {
 #pragma unroll
-    for (ConvRow<kWidth>& row : before) row.clear();
+    for (ConvRow& row : before) row = {};
   }
   __device__ float pre_activation(int i, float x) const {
     float v = fmaf(weight[0][i], x, bias[i]);
@@ -130,31 +143,53 @@ struct ConvWindow {
     for (int j = 1; j < kConvTaps; ++j) v = fmaf(weight[j][i], before[j - 1].values[i], v);
     return v;
   }
-  __device__ void push(const ConvRow<kWidth>& x) {
+  __device__ void push(const ConvRow& x) {
 #pragma unroll
     for (int j = kConvTaps - 2; j > 0; --j) before[j] = before[j - 1];
     before[0] = x;
   }
 };
+static_assert(kConvTaps == kConvWidth, "taps are loaded as a row");
 
-// A warp's part of the work: 32 * kWidth channels, some tokens of one row. Tiles of channels lie
+// A warp's part of the work: kConvChannels channels, some tokens of one row. Tiles of channels lie
 // beside each other in the grid, so that neighbouring blocks read neighbouring memory.
 struct ConvPiece {
-  int64_t b, begin, count;  // tokens; count <= 0: none
-  int64_t tile_begin;       // first channel of the block
-  int64_t c;                // this lane's first channel, or the last that can be read
-  bool active;              // whether this lane owns its channels
+  int64_t b, begin;    // the row, the first token
+  int count;           // of the tokens; 0: none
+  int64_t tile_begin;  // first channel of the block
+  int64_t c;           // this lane's first channel, or the last that can be read
+  bool active;         // whether this lane owns its channels
 
-  __device__ ConvPiece(int64_t B, int64_t T, int64_t C, int width, int64_t rows, int64_t tiles) {
-    const int64_t pieces = (T + rows - 1) / rows;
+  __device__ ConvPiece(int64_t B, int64_t T, int64_t C, int64_t rows) {
+    const int64_t tiles = conv_tiles(C), pieces = (T + rows - 1) / rows;
     const int64_t piece = blockIdx.x / tiles * kConvWarps + threadIdx.x / kWarp;
-    tile_begin = blockIdx.x % tiles * kWarp * width;
-    const int64_t first = tile_begin + threadIdx.x % kWarp * width;
+    tile_begin = blockIdx.x % tiles * kConvChannels;
+    const int64_t first = tile_begin + threadIdx.x % kWarp * kConvWidth;
     b = piece / pieces;
     begin = piece % pieces * rows;
-    count = b < B ? min(rows, T - begin) : 0;
+    count = b < B ? int(min(rows, T - begin)) : 0;
     active = first < C;
-    c = active ? first : C - width;
+    c = active ? first : C - kConvWidth;
+  }
+};
+
+// Ages of a warp's next 32 tokens, lane by lane: tokens since the document's first, up to
+// kConvTaps.
+struct ConvAges {
+  int age = kConvTaps;
+  unsigned young = 0;  // bit i: token i does not see kConvTaps - 1 tokens before it
+
+  // Tokens from t on; those from `end` on count as old.
+  template <class T>
+  __device__ void load(const ConvInput<T>& in, int64_t b, int64_t t, int64_t end) {
+    t += threadIdx.x % kWarp;
+    age = t < end ? int(min(in.age(b, t), int64_t{kConvTaps})) : kConvTaps;
+    young = __ballot_sync(kFullWarp, age < kConvTaps - 1);
+  }
+  __device__ int of(int row) const { return __shfl_sync(kFullWarp, age, row % kWarp); }
+  // Whether all of kConvAhead tokens see all their taps.
+  __device__ bool old(int row) const {
+    return (young >> (row % kWarp) & ((1u << kConvAhead) - 1)) == 0;
   }
 };
 
@@ -168,11 +203,12 @@ bool conv_aligned(const View&... view) {
   return (one(view) && ...);
 }
 
-// Whether the kernels of kConvTaps taps can take these tensors, `width` channels a thread.
-template <class T, int kWidth, class... View>
+// Whether the kernels that keep a window of rows in registers can take these tensors.
+template <class T, class... View>
 bool conv_in_windows(const ConvInput<T>& in, const ConstTensorView& weight, const View&... rows) {
-  return in.K == kConvTaps && in.weight_stride == kConvTaps && in.C % kWidth == 0 &&
-         conv_aligned<kConvTaps * sizeof(T)>(weight) && conv_aligned<kWidth * sizeof(T)>(rows...);
+  constexpr int kBytes = kConvWidth * sizeof(T);
+  return in.K == kConvTaps && in.silu && in.weight_stride == kConvTaps && in.C % kConvWidth == 0 &&
+         conv_aligned<kBytes>(weight, rows...);
 }
 
 }  // namespace sluice::cuda

@@ -7,24 +7,42 @@
 
 namespace sluice::cuda {
 
-// The backward gives a warp kConvBackwardRows tokens of a row, and sums parameter gradients over
-// the kConvWarps warps of a block.
+// How work is cut, by the shape alone: a warp walks over some tokens of kConvChannels channels, and
+// a block has kConvWarps such warps.
 inline constexpr int kConvWarps = 4;
-inline constexpr int64_t kConvBackwardRows = 61;
+inline constexpr int64_t kConvChannels = 128;
+inline constexpr int kConvBackwardResident = 4;  // blocks of a processor
 
-// Partial sums of the parameter gradients, one a block.
-constexpr int64_t conv_blocks(int64_t B, int64_t T) {
-  const int64_t pieces = B * ((T + kConvBackwardRows - 1) / kConvBackwardRows);
-  return std::max<int64_t>(1, (pieces + kConvWarps - 1) / kConvWarps);
+constexpr int64_t conv_ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+constexpr int64_t conv_tiles(int64_t C) { return conv_ceil_div(C, kConvChannels); }
+
+// Tokens of a warp such that the last blocks to start find the machine full: of an H100, whose 132
+// processors hold `resident` blocks each. A warp pays about 8 tokens more for its beginning and
+// end.
+constexpr int64_t conv_rows(int64_t B, int64_t T, int64_t C, int64_t resident) {
+  int64_t best = 0, least = 0;
+  for (int64_t rows = 96; rows >= 16; rows -= 4) {
+    const int64_t blocks = conv_ceil_div(B * conv_ceil_div(T, rows), kConvWarps) * conv_tiles(C);
+    const int64_t time = conv_ceil_div(blocks, 132 * resident) * (rows + 8);
+    if (best == 0 || time < least) best = rows, least = time;
+  }
+  return best;
 }
-struct ConvPartials {
-  TensorView weight = {};  // (conv_blocks(B, T), C, K) f32
-  TensorView bias = {};    // (conv_blocks(B, T), C) f32
-};
+constexpr int64_t conv_backward_rows(int64_t B, int64_t T, int64_t C) {
+  return conv_rows(B, T, C, kConvBackwardResident) - 3;  // and 3 rows behind them
+}
+
+// Partial sums of the parameter gradients, one a row of blocks: (C, K) of the weight, then C of the
+// bias.
+constexpr int64_t conv_partials(int64_t B, int64_t T, int64_t C) {
+  const int64_t pieces = B * conv_ceil_div(T, conv_backward_rows(B, T, C));
+  return std::max<int64_t>(1, conv_ceil_div(pieces, kConvWarps));
+}
 
 void causal_conv1d_forward(const Context& ctx, const CausalConv1dForward& args);
+// partial: (conv_partials(B, T, C), C * K + C) f32
 void causal_conv1d_backward(const Context& ctx, const CausalConv1dBackward& args,
-                            const ConvPartials& partials);
+                            const TensorView& partial);
 void causal_conv1d_step(const Context& ctx, const CausalConv1dStep& args);
 
 }  // namespace sluice::cuda
