@@ -4,6 +4,7 @@
 
 #include "kernels/core/dispatch.h"
 #include "kernels/selective_scan/selective_scan_cpu.h"
+#include "kernels/selective_scan/selective_scan_cuda.h"
 
 namespace sluice {
 
@@ -28,6 +29,45 @@ void expect_inputs(const Context& ctx, const Args& args) {
   if (args.z) expect("z", args.z, {B, T, E}, dtype, ctx.device);
 }
 
+cuda::ScanMaps maps_of_pieces(const Context& ctx, int64_t B, int64_t T, int64_t E, int64_t N) {
+  const int64_t maps = B * cuda::scan_pieces(B, T, E);
+  if (maps == B) return {};
+  return {.state = ctx.scratch->alloc({maps, E, N}, DType::f32),
+          .dt_sum = ctx.scratch->alloc({maps, E}, DType::f32)};
+}
+
+void forward_on_gpu(const Context& ctx, const SelectiveScanForward& args) {
+  const int64_t B = args.u.dim(0), T = args.u.dim(1), E = args.u.dim(2), N = args.A_log.dim(1);
+  const ArenaScope scope(*ctx.scratch);
+  const cuda::ScanMaps maps = maps_of_pieces(ctx, B, T, E, N);
+  cuda::ScanSums sums;
+  if (N > cuda::kScanStates) sums.y = ctx.scratch->alloc({B * T, E}, DType::f32);
+  if (ctx.counting()) return;
+  if constexpr (kBuiltWithCuda) return cuda::selective_scan_forward(ctx, args, maps, sums);
+  fail_no_cuda("selective_scan_forward");
+}
+
+void backward_on_gpu(const Context& ctx, const SelectiveScanBackward& args) {
+  const int64_t B = args.u.dim(0), T = args.u.dim(1), E = args.u.dim(2), N = args.A_log.dim(1);
+  const ArenaScope scope(*ctx.scratch);
+  Arena& scratch = *ctx.scratch;
+  const cuda::ScanMaps maps = maps_of_pieces(ctx, B, T, E, N);
+  const Dims sums_of_channel{B * cuda::scan_pieces(B, T, E), cuda::kScanStates + 2, E};
+  const cuda::ScanPartials partials{
+      .dBC = scratch.alloc({cuda::scan_tiles(B, T, E), B * T, 2 * cuda::kScanStates}, DType::f32),
+      .parameters = scratch.alloc(sums_of_channel, DType::f32)};
+  cuda::ScanSums sums;
+  if (N > cuda::kScanStates) {
+    sums = {.y = scratch.alloc({B * T, E}, DType::f32),
+            .dinput = scratch.alloc({B * T, E}, DType::f32),
+            .ddt = scratch.alloc({B * T, E}, DType::f32)};
+  }
+  if (ctx.counting()) return;
+  if constexpr (kBuiltWithCuda)
+    return cuda::selective_scan_backward(ctx, args, maps, sums, partials);
+  fail_no_cuda("selective_scan_backward");
+}
+
 }  // namespace
 
 void selective_scan_forward(const Context& ctx, const SelectiveScanForward& args) {
@@ -41,8 +81,8 @@ void selective_scan_forward(const Context& ctx, const SelectiveScanForward& args
     expect("span_states", args.span_states, {B, scan_spans(T), E, N}, stat, ctx.device);
   }
   if (args.final_state) expect("final_state", args.final_state, {B, E, N}, stat, ctx.device);
+  if (ctx.device.is_cuda()) return forward_on_gpu(ctx, args);
   if (ctx.counting()) return;
-  if (!ctx.device.is_cpu()) fail_no_cuda("selective_scan_forward");
   dispatch_float(dtype, [&]<class Real>() {
     if constexpr (std::is_same_v<Real, float>) {
       cpu::selective_scan_forward_simd(args);
@@ -73,13 +113,13 @@ void selective_scan_backward(const Context& ctx, const SelectiveScanBackward& ar
   if (args.dinitial_state) {
     expect("dinitial_state", args.dinitial_state, {B, E, N}, stat, ctx.device);
   }
+  if (ctx.device.is_cuda()) return backward_on_gpu(ctx, args);
   const ArenaScope scope(*ctx.scratch);
   const Dims by_block{cpu::scan_blocks(E), B * T, N};
   const cpu::ScanPartials partials{.dB = ctx.scratch->alloc(by_block, stat),
                                    .dC = ctx.scratch->alloc(by_block, stat),
                                    .parameters = ctx.scratch->alloc({B, E, N + 2}, stat)};
   if (ctx.counting()) return;
-  if (!ctx.device.is_cpu()) fail_no_cuda("selective_scan_backward");
   dispatch_float(dtype, [&]<class Real>() {
     if constexpr (std::is_same_v<Real, float>) {
       cpu::selective_scan_backward_simd(args, partials);
@@ -104,8 +144,14 @@ void selective_scan_fold(const Context& ctx, const SelectiveScanFold& args) {
   expect("doc_begin", args.doc_begin, {B, T}, DType::i32, ctx.device);
   expect("state", args.state, {B, E, N}, stat, ctx.device);
   expect("dt_sum", args.dt_sum, {B, E}, stat, ctx.device);
+  const ArenaScope scope(*ctx.scratch);
+  const cuda::ScanMaps maps =
+      ctx.device.is_cuda() ? maps_of_pieces(ctx, B, T, E, N) : cuda::ScanMaps();
   if (ctx.counting()) return;
-  if (!ctx.device.is_cpu()) fail_no_cuda("selective_scan_fold");
+  if (ctx.device.is_cuda()) {
+    if constexpr (kBuiltWithCuda) return cuda::selective_scan_fold(ctx, args, maps);
+    fail_no_cuda("selective_scan_fold");
+  }
   if (dtype == DType::f32) return cpu::selective_scan_fold_simd(args);
   dispatch_float(dtype, [&]<class Real>() { cpu::selective_scan_fold<Real>(args); });
 }
@@ -123,8 +169,14 @@ void selective_scan_reverse_fold(const Context& ctx, const SelectiveScanReverseF
   if (args.z) expect("z", args.z, {B, T, E}, dtype, ctx.device);
   expect("doc_begin", args.doc_begin, {B, T}, DType::i32, ctx.device);
   expect("dinitial_state", args.dinitial_state, {B, E, N}, stat, ctx.device);
+  const ArenaScope scope(*ctx.scratch);
+  const cuda::ScanMaps maps =
+      ctx.device.is_cuda() ? maps_of_pieces(ctx, B, T, E, N) : cuda::ScanMaps();
   if (ctx.counting()) return;
-  if (!ctx.device.is_cpu()) fail_no_cuda("selective_scan_reverse_fold");
+  if (ctx.device.is_cuda()) {
+    if constexpr (kBuiltWithCuda) return cuda::selective_scan_reverse_fold(ctx, args, maps);
+    fail_no_cuda("selective_scan_reverse_fold");
+  }
   if (dtype == DType::f32) return cpu::selective_scan_reverse_fold_simd(args);
   dispatch_float(dtype, [&]<class Real>() { cpu::selective_scan_reverse_fold<Real>(args); });
 }
@@ -141,7 +193,10 @@ void selective_scan_decay(const Context& ctx, const SelectiveScanDecay& args) {
   expect("doc_begin", args.doc_begin, {B, tokens}, DType::i32, ctx.device);
   expect("decay", args.decay, {R, B * E * N}, stat, ctx.device);
   if (ctx.counting()) return;
-  if (!ctx.device.is_cpu()) fail_no_cuda("selective_scan_decay");
+  if (ctx.device.is_cuda()) {
+    if constexpr (kBuiltWithCuda) return cuda::selective_scan_decay(ctx, args);
+    fail_no_cuda("selective_scan_decay");
+  }
   dispatch_float(stat, [&]<class Real>() { cpu::selective_scan_decay<Real>(args); });
 }
 
@@ -161,7 +216,10 @@ void selective_scan_step(const Context& ctx, const SelectiveScanStep& args) {
   expect("state", args.state, {B, E, N}, stat, ctx.device);
   expect("y", args.y, {B, E}, dtype, ctx.device);
   if (ctx.counting()) return;
-  if (!ctx.device.is_cpu()) fail_no_cuda("selective_scan_step");
+  if (ctx.device.is_cuda()) {
+    if constexpr (kBuiltWithCuda) return cuda::selective_scan_step(ctx, args);
+    fail_no_cuda("selective_scan_step");
+  }
   dispatch_float(dtype, [&]<class Real>() { cpu::selective_scan_step<Real>(args); });
 }
 
