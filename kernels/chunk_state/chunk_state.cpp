@@ -24,15 +24,27 @@ void check_inputs(const Context& ctx, const Args& args) {
   expect("doc_begin", args.doc_begin, {B, T}, DType::i32, ctx.device);
 }
 
+cuda::ChunkStateScratch allocate_for_cuda(const Context& ctx, const ChunkStateBackward& args) {
+  if (!ctx.device.is_cuda() || !cuda::chunk_state_backward_has_mma(args)) return {};
+  const Dims &x = args.x.dims, &B = args.B.dims;
+  const cuda::ChunkStateTiles tiles = cuda::chunk_state_tiles(x, B[2], args.chunk);
+  return {.dB = ctx.scratch->alloc({tiles.splits, x.rows(), B[2] * B[3]}, DType::f32),
+          .shares = ctx.scratch->alloc({tiles.count * cuda::kChunkStateWarps, x[2]}, DType::f32)};
+}
+
 }  // namespace
 
-void chunk_state_forward(const Context& ctx, const ChunkStateForward& args) {
+void check_chunk_state_forward(const Context& ctx, const ChunkStateForward& args) {
   check_inputs(ctx, args);
   const auto [B, T, H, P] = args.x.shape<4>("x: (B, T, H, P)");
   const int64_t M = num_chunks(T, args.chunk);
   const DType statistics = stat_dtype(args.x.dtype);
   expect("state", args.state, {B, M, H, P, args.B.dim(3)}, statistics, ctx.device);
   expect("decay", args.decay, {B, M, H}, statistics, ctx.device);
+}
+
+void chunk_state_forward(const Context& ctx, const ChunkStateForward& args) {
+  check_chunk_state_forward(ctx, args);
   if (ctx.counting()) return;
   if (ctx.device.is_cuda()) {
     if constexpr (kBuiltWithCuda) return cuda::chunk_state_forward(ctx, args);
@@ -53,9 +65,11 @@ void chunk_state_backward(const Context& ctx, const ChunkStateBackward& args) {
   expect("dB", args.dB, args.B.dims, args.x.dtype, ctx.device);
   expect("ddt", args.ddt, {B, T, H}, statistics, ctx.device);
   expect("dcum", args.dcum, {B, T, H}, statistics, ctx.device);
+  const ArenaScope scope(*ctx.scratch);
+  const cuda::ChunkStateScratch for_cuda = allocate_for_cuda(ctx, args);
   if (ctx.counting()) return;
   if (ctx.device.is_cuda()) {
-    if constexpr (kBuiltWithCuda) return cuda::chunk_state_backward(ctx, args);
+    if constexpr (kBuiltWithCuda) return cuda::chunk_state_backward(ctx, args, for_cuda);
     fail_no_cuda("chunk_state_backward");
   }
   if (args.x.dtype == DType::f32) return cpu::chunk_state_tiles_backward<float>(args);

@@ -30,6 +30,8 @@ struct ChunkStateForward {
   int64_t chunk = 0;               // Q
 };
 void chunk_state_forward(const Context& ctx, const ChunkStateForward& args);
+// Throws unless the tensors have the shapes above.
+void check_chunk_state_forward(const Context& ctx, const ChunkStateForward& args);
 
 struct ChunkStateBackward {
   ConstTensorView dstate = {};      // (B, M, H, P, N)

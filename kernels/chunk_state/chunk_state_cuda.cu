@@ -64,17 +64,9 @@ __global__ void __launch_bounds__(kTileThreads) forward_kernel(ChunkStateInputs<
     out.decay[chunk_row * out.decay_stride + h] = rows.starts ? 0.0f : expf(cum_last);
 }
 
-template <class T>
-struct Gradients {
-  const float *dstate, *dlog_decay;
-  T *dx, *dB;
-  float *ddt, *dcum;
-  int64_t dstate_stride, dlog_decay_stride, dx_stride, dB_stride, ddt_stride, dcum_stride;
-};
-
 // A row's share of dcum[last] after its ddt and dcum are written.
 template <class T>
-__device__ float add_row_gradients(const ChunkStateInputs<T>& in, const Gradients<T>& out,
+__device__ float add_row_gradients(const ChunkStateInputs<T>& in, const ChunkStateGradients<T>& out,
                                    int64_t row, int64_t last, int64_t h, float dot) {
   const float decay = expf(in.cum[last * in.cum_stride + h] - in.cum[row * in.cum_stride + h]);
   const float dt = in.dt[row * in.dt_stride + h];
@@ -87,7 +79,7 @@ __device__ float add_row_gradients(const ChunkStateInputs<T>& in, const Gradient
 // dx, ddt and dcum. Block: a chunk and a head, in tiles of (tokens, P).
 template <class T>
 __global__ void __launch_bounds__(kTileThreads)
-    dx_kernel(ChunkStateInputs<T> in, Gradients<T> out) {
+    dx_kernel(ChunkStateInputs<T> in, ChunkStateGradients<T> out) {
   __shared__ TileRoom room;
   __shared__ float shares[kTileThreads / 16];
   const int64_t h = blockIdx.y, chunk_row = blockIdx.x;
@@ -145,7 +137,7 @@ __global__ void __launch_bounds__(kTileThreads)
 // Block: a chunk, a group, a tile of (tokens, N). The heads of the group are added in order.
 template <class T>
 __global__ void __launch_bounds__(kTileThreads)
-    dB_kernel(ChunkStateInputs<T> in, Gradients<T> out) {
+    dB_kernel(ChunkStateInputs<T> in, ChunkStateGradients<T> out) {
   __shared__ TileRoom room;
   __shared__ float weights[kTile];
   const int64_t g = blockIdx.y, chunk_row = blockIdx.x;
@@ -187,6 +179,7 @@ __global__ void __launch_bounds__(kTileThreads)
 }  // namespace
 
 void chunk_state_forward(const Context& ctx, const ChunkStateForward& args) {
+  if (chunk_states_fit(args)) return chunk_state_forward_mma(ctx, args);
   const States out{.state = args.state.as<float>(),
                    .decay = args.decay.as<float>(),
                    .state_stride = args.state.row_stride,
@@ -201,21 +194,13 @@ void chunk_state_forward(const Context& ctx, const ChunkStateForward& args) {
   });
 }
 
-void chunk_state_backward(const Context& ctx, const ChunkStateBackward& args) {
+void chunk_state_backward(const Context& ctx, const ChunkStateBackward& args,
+                          const ChunkStateScratch& scratch) {
+  if (scratch.dB && chunk_state_backward_fits(args))
+    return chunk_state_backward_mma(ctx, args, scratch);
   dispatch_float(args.x.dtype, [&]<class T>() {
     const auto in = chunk_state_inputs<T>(args);
-    const Gradients<T> out{.dstate = args.dstate.as<float>(),
-                           .dlog_decay = args.dlog_decay.as<float>(),
-                           .dx = pointer<T>(args.dx),
-                           .dB = pointer<T>(args.dB),
-                           .ddt = args.ddt.as<float>(),
-                           .dcum = args.dcum.as<float>(),
-                           .dstate_stride = args.dstate.row_stride,
-                           .dlog_decay_stride = args.dlog_decay.row_stride,
-                           .dx_stride = args.dx.row_stride,
-                           .dB_stride = args.dB.row_stride,
-                           .ddt_stride = args.ddt.row_stride,
-                           .dcum_stride = args.dcum.row_stride};
+    const auto out = chunk_state_gradients<T>(args);
     const unsigned chunks = unsigned(args.dstate.rows());
     launch(ctx, "chunk_state_backward",
            {.blocks = {chunks, unsigned(in.H)}, .threads = kTileThreads}, dx_kernel<T>, in, out);

@@ -37,6 +37,30 @@ ChunkStateInputs<T> chunk_state_inputs(const Args& args) {
           .M = num_chunks(args.x.dim(1), args.chunk)};
 }
 
+template <class T>
+struct ChunkStateGradients {
+  const float *dstate, *dlog_decay;
+  T *dx, *dB;
+  float *ddt, *dcum;
+  int64_t dstate_stride, dlog_decay_stride, dx_stride, dB_stride, ddt_stride, dcum_stride;
+};
+
+template <class T>
+ChunkStateGradients<T> chunk_state_gradients(const ChunkStateBackward& args) {
+  return {.dstate = args.dstate.as<float>(),
+          .dlog_decay = args.dlog_decay.as<float>(),
+          .dx = pointer<T>(args.dx),
+          .dB = pointer<T>(args.dB),
+          .ddt = args.ddt.as<float>(),
+          .dcum = args.dcum.as<float>(),
+          .dstate_stride = args.dstate.row_stride,
+          .dlog_decay_stride = args.dlog_decay.row_stride,
+          .dx_stride = args.dx.row_stride,
+          .dB_stride = args.dB.row_stride,
+          .ddt_stride = args.ddt.row_stride,
+          .dcum_stride = args.dcum.row_stride};
+}
+
 // The rows, counted over the batch, that reach a chunk's state: those of its last document.
 struct ChunkRows {
   int64_t begin, end;  // end - 1 is the chunk's last token
@@ -52,5 +76,15 @@ struct ChunkRows {
     end = b * in.tokens + span.end;
   }
 };
+
+// Whether rows of these tensors can be copied 16 bytes at a time.
+template <class... Views>
+bool rows_of_16_bytes(const Views&... views) {
+  const auto fits = [](const auto& view) {
+    return reinterpret_cast<uintptr_t>(view.data) % 16 == 0 &&
+           view.row_stride * size_of(view.dtype) % 16 == 0;
+  };
+  return (fits(views) && ...);
+}
 
 }  // namespace sluice::cuda

@@ -1,11 +1,51 @@
 // The CUDA side of chunk_state, as its dispatcher sees it.
 #pragma once
 
+#include <algorithm>
+
 #include "kernels/chunk_state/chunk_state.h"
+#include "kernels/core/chunks.h"
+#include "kernels/state_passing/state_passing.h"
 
 namespace sluice::cuda {
 
+// Of the backward's tensor-core path; without dims where the shape has none.
+struct ChunkStateScratch {
+  TensorView dB;      // (splits, B * T, G * N) f32: of each split of a group's heads
+  TensorView shares;  // (tiles * warps, H) f32: of each warp, of dcum of a chunk's last token
+};
+
+// A tile is kChunkStateTokens of a chunk; a block takes a tile, a group and a split of its heads.
+inline constexpr int64_t kChunkStateTokens = 128, kChunkStateWarps = 8;
+struct ChunkStateTiles {
+  int64_t per_chunk = 0;
+  int64_t count = 0;   // B * M * per_chunk
+  int64_t splits = 0;  // of the heads of a group, so that small batches fill the machine
+};
+inline ChunkStateTiles chunk_state_tiles(const Dims& x, int64_t G, int64_t chunk) {
+  const int64_t T = x[1];
+  const int64_t per_chunk = (std::min(chunk, T) + kChunkStateTokens - 1) / kChunkStateTokens;
+  const int64_t count = x[0] * num_chunks(T, chunk) * per_chunk;
+  constexpr int64_t kBlocks = 120;  // about one a multiprocessor of an H100
+  const int64_t splits = (kBlocks + count * G - 1) / (count * G);
+  return {per_chunk, count, std::min(splits, x[2] / G)};
+}
+// By shape and dtype alone: counting runs ask too.
+inline bool chunk_state_backward_has_mma(const ChunkStateBackward& args) {
+  return args.x.dtype == DType::bf16 && args.x.dim(3) == 64 && args.B.dim(3) == 128;
+}
+
 void chunk_state_forward(const Context& ctx, const ChunkStateForward& args);
-void chunk_state_backward(const Context& ctx, const ChunkStateBackward& args);
+void chunk_state_backward(const Context& ctx, const ChunkStateBackward& args,
+                          const ChunkStateScratch& scratch);
+
+// Tensor-core paths, and whether they take what is given.
+bool chunk_states_fit(const ChunkStateForward& args, const StatePassingForward& passing = {});
+void chunk_state_forward_mma(const Context& ctx, const ChunkStateForward& args);
+void entering_states_mma(const Context& ctx, const ChunkStateForward& args,
+                         const StatePassingForward& passing);
+bool chunk_state_backward_fits(const ChunkStateBackward& args);
+void chunk_state_backward_mma(const Context& ctx, const ChunkStateBackward& args,
+                              const ChunkStateScratch& scratch);
 
 }  // namespace sluice::cuda

@@ -166,6 +166,12 @@ __device__ inline void copy_async_16(void* shared, const void* global, bool vali
                "l"(global), "r"(valid ? 16 : 0)
                : "memory");
 }
+// 4 bytes, both sides aligned to 4.
+__device__ inline void copy_async_4(void* shared, const void* global) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;\n" ::"r"(shared_address(shared)),
+               "l"(global)
+               : "memory");
+}
 // The copies begun so far become a group.
 __device__ inline void commit_copies() { asm volatile("cp.async.commit_group;\n" ::: "memory"); }
 // Until at most kPending of this thread's latest groups are on their way. Other threads' copies

@@ -6,7 +6,7 @@
 
 namespace sluice {
 
-void state_passing_forward(const Context& ctx, const StatePassingForward& args) {
+void check_state_passing_forward(const Context& ctx, const StatePassingForward& args) {
   const auto [B, M, H, P, N] = args.state.shape<5>("state: (B, M, H, P, N)");
   const DType dtype = args.state.dtype;
   SLUICE_CHECK(args.state.numel() > 0, "state is empty: ", to_string(args.state.dims));
@@ -17,12 +17,16 @@ void state_passing_forward(const Context& ctx, const StatePassingForward& args) 
   if (args.initial) expect("initial", args.initial, {B, H, P, N}, dtype, ctx.device);
   if (args.final_state) expect("final_state", args.final_state, {B, H, P, N}, dtype, ctx.device);
   if (args.total_decay) expect("total_decay", args.total_decay, {B, H}, dtype, ctx.device);
+}
+
+void state_passing_forward(const Context& ctx, const StatePassingForward& args) {
+  check_state_passing_forward(ctx, args);
   if (ctx.counting()) return;
   if (ctx.device.is_cuda()) {
     if constexpr (kBuiltWithCuda) return cuda::state_passing_forward(ctx, args);
     fail_no_cuda("state_passing_forward");
   }
-  dispatch_float(dtype, [&]<class T>() { cpu::state_passing_forward<T>(args); });
+  dispatch_float(args.state.dtype, [&]<class T>() { cpu::state_passing_forward<T>(args); });
 }
 
 void state_passing_backward(const Context& ctx, const StatePassingBackward& args) {

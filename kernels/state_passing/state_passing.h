@@ -27,6 +27,8 @@ struct StatePassingForward {
   TensorView total_decay = {};   // (B, H), optional
 };
 void state_passing_forward(const Context& ctx, const StatePassingForward& args);
+// Throws unless the tensors have the shapes above.
+void check_state_passing_forward(const Context& ctx, const StatePassingForward& args);
 
 struct StatePassingBackward {
   ConstTensorView dincoming = {};  // (B, M, H, P, N)

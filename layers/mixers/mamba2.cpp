@@ -10,6 +10,7 @@
 #include "kernels/chunk_cumsum/chunk_cumsum.h"
 #include "kernels/chunk_scan/chunk_scan.h"
 #include "kernels/chunk_state/chunk_state.h"
+#include "kernels/chunk_state/entering_states.h"
 #include "kernels/elementwise/elementwise.h"
 #include "kernels/ssd_step/ssd_step.h"
 #include "kernels/state_passing/state_passing.h"
@@ -123,14 +124,17 @@ void Mamba2::chunk_decays(const Context& ctx, const Rows& rows, const TensorView
                              .dt_max = config_.dt_max});
 }
 
-void Mamba2::chunk_states(const Context& ctx, const Rows& rows, const TensorView& zxbcdt,
-                          const TensorView& halo, const Chunked& s) const {
+void Mamba2::convolve(const Context& ctx, const Rows& rows, const TensorView& zxbcdt,
+                      const TensorView& halo, const Chunked& s) const {
   causal_conv1d_forward(ctx, {.x = xbc_of(zxbcdt),
                               .weight = store_.value(conv_weight_),
                               .bias = store_.optional_value(conv_bias_),
                               .doc_begin = rows.local_doc_begin,
                               .halo = halo,
                               .y = s.xbc});
+}
+
+void Mamba2::states_of_chunks(const Context& ctx, const Rows& rows, const Chunked& s) const {
   chunk_state_forward(ctx, {.x = x_of(s.xbc),
                             .B = B_of(s.xbc),
                             .dt = s.dt,
@@ -139,6 +143,20 @@ void Mamba2::chunk_states(const Context& ctx, const Rows& rows, const TensorView
                             .state = s.incoming,
                             .decay = s.decay,
                             .chunk = config_.chunk});
+}
+
+void Mamba2::states_before_chunks(const Context& ctx, const Rows& rows, const TensorView& initial,
+                                  const TensorView& final_state, const Chunked& s) const {
+  entering_states(ctx, {.x = x_of(s.xbc),
+                        .B = B_of(s.xbc),
+                        .dt = s.dt,
+                        .cum = s.cum,
+                        .doc_begin = rows.local_doc_begin,
+                        .initial = initial,
+                        .incoming = s.incoming,
+                        .decay = s.decay,
+                        .final_state = final_state,
+                        .chunk = config_.chunk});
 }
 
 void Mamba2::gated_norm(const Context& ctx, const TensorView& y, const TensorView& zxbcdt,
@@ -178,7 +196,8 @@ std::unique_ptr<Saved> Mamba2::forward(const Context& ctx, const Rows& rows,
                    project(dt_proj_, dt_of(zxbcdt));
                    chunk_decays(ctx, rows, zxbcdt, s);
                  }});
-  chunk_states(ctx, rows, zxbcdt, passed.halo, s);
+  convolve(ctx, rows, zxbcdt, passed.halo, s);
+  if (in_parts) states_of_chunks(ctx, rows, s);
   const auto fold = [&, B = B](const TensorView& state, const TensorView& decay) {
     state_passing_forward(ctx, {.state = s.incoming,
                                 .decay = s.decay,
@@ -189,11 +208,13 @@ std::unique_ptr<Saved> Mamba2::forward(const Context& ctx, const Rows& rows,
                       {.passed = passed, .carried = io.carried, .fold = fold, .meanwhile = [&] {
                          project(z_proj_, z_of(zxbcdt));
                        }});
-  state_passing_forward(ctx, {.state = s.incoming,
-                              .decay = s.decay,
-                              .initial = passed.state,
-                              .incoming = s.incoming,
-                              .final_state = recurrence_.final_state(io.carried)});
+  if (in_parts) {
+    state_passing_forward(
+        ctx,
+        {.state = s.incoming, .decay = s.decay, .initial = passed.state, .incoming = s.incoming});
+  } else {
+    states_before_chunks(ctx, rows, passed.state, recurrence_.final_state(io.carried), s);
+  }
   chunk_scan_forward(ctx, {.x = x_of(s.xbc),
                            .B = B_of(s.xbc),
                            .C = C_of(s.xbc),
@@ -264,11 +285,8 @@ void Mamba2::scan_backward(const Context& ctx, const Rows& rows, const SavedTens
   const ArenaScope scope(scratch);
   const Chunked s = allocate_chunked(ctx, B, T, dy.dtype);
   chunk_decays(ctx, rows, saved.zxbcdt, s);
-  chunk_states(ctx, rows, saved.zxbcdt, saved.passed.halo, s);
-  state_passing_forward(ctx, {.state = s.incoming,
-                              .decay = s.decay,
-                              .initial = saved.passed.state,
-                              .incoming = s.incoming});
+  convolve(ctx, rows, saved.zxbcdt, saved.passed.halo, s);
+  states_before_chunks(ctx, rows, saved.passed.state, {}, s);
   const TensorView dxbc = scratch.alloc({B, T, C_}, dy.dtype);
   const TensorView ddt = scratch.alloc(s.dt.dims, s.dt.dtype);
   const TensorView dcum = scratch.alloc(s.cum.dims, s.cum.dtype);

@@ -95,8 +95,12 @@ class Mamba2 final : public Layer {
   Chunked allocate_chunked(const Context& ctx, int64_t B, int64_t T, DType dtype) const;
   void chunk_decays(const Context& ctx, const Rows& rows, const TensorView& zxbcdt,
                     const Chunked& s) const;
-  void chunk_states(const Context& ctx, const Rows& rows, const TensorView& zxbcdt,
-                    const TensorView& halo, const Chunked& s) const;
+  void convolve(const Context& ctx, const Rows& rows, const TensorView& zxbcdt,
+                const TensorView& halo, const Chunked& s) const;
+  // What each chunk adds; the states before the chunks, where what enters the row is known.
+  void states_of_chunks(const Context& ctx, const Rows& rows, const Chunked& s) const;
+  void states_before_chunks(const Context& ctx, const Rows& rows, const TensorView& initial,
+                            const TensorView& final_state, const Chunked& s) const;
   void scan_backward(const Context& ctx, const Rows& rows, const SavedTensors& saved,
                      const TensorView& dy, const TensorView& dzxbcdt, const TensorView& dhalo,
                      const Meanwhile& meanwhile) const;

@@ -1,5 +1,6 @@
 #include "kernels/chunk_state/chunk_state.h"
 
+#include "kernels/chunk_state/entering_states.h"
 #include "kernels/core/chunks.h"
 #include "tests/support/gpu_twin.h"
 #include "tests/support/tensors.h"
@@ -73,6 +74,39 @@ TEST_P(ChunkStateGpu, AgreesWithCpu) {
   });
 }
 
+class EnteringStatesGpu : public testing::TestWithParam<Shape> {};
+
+TEST_P(EnteringStatesGpu, AgreesWithCpu) {
+  const Shape& s = GetParam();
+  const Tensor documents_on_host = documents(s.B, s.T, s.starts, -1);
+  check_on_gpu([&](Side& side) {
+    const int64_t M = num_chunks(s.T, s.Q);
+    const Dims states{s.B, M, s.H, s.P, s.N}, ends{s.B, s.H, s.P, s.N}, decays{s.B, M, s.H};
+    const TensorView doc_begin = side.copy_of(documents_on_host);
+    const auto [dt, cum] = steps(side, s, documents_on_host);
+    const TensorView x = side.normal({s.B, s.T, s.H, s.P}, 1, 0, s.padding);
+    const TensorView B = side.normal({s.B, s.T, s.G, s.N}, 1, 0, s.padding);
+    entering_states(side.ctx(), {.x = x,
+                                 .B = B,
+                                 .dt = dt,
+                                 .cum = cum,
+                                 .doc_begin = doc_begin,
+                                 .initial = side.stat_normal(ends),
+                                 .incoming = side.output("incoming", states, side.stat()),
+                                 .decay = side.output("decay", decays, side.stat()),
+                                 .final_state = side.output("final", ends, side.stat()),
+                                 .chunk = s.Q});
+    entering_states(side.ctx(), {.x = x,
+                                 .B = B,
+                                 .dt = dt,
+                                 .cum = cum,
+                                 .doc_begin = doc_begin,
+                                 .incoming = side.output("from zero", states, side.stat()),
+                                 .decay = side.output("decay too", decays, side.stat()),
+                                 .chunk = s.Q});
+  });
+}
+
 INSTANTIATE_TEST_SUITE_P(
     Plain, ChunkStateGpu,
     testing::Values(Shape{}, Shape{.B = 2, .T = 5, .H = 2, .P = 3, .N = 2, .Q = 1},
@@ -87,23 +121,39 @@ INSTANTIATE_TEST_SUITE_P(
                           .starts = {{70, 139}, {1, 69, 100, 149}},
                           .padding = 1}));
 
-// Shapes that tensor cores take.
+INSTANTIATE_TEST_SUITE_P(Plain, EnteringStatesGpu,
+                         testing::Values(Shape{.B = 2, .T = 9, .H = 2, .P = 3, .N = 2, .Q = 4}));
+
+// Shapes that tensor cores take: ragged tiles and chunks, documents within and at their edges, and
+// rows that 16-byte copies cannot read.
+std::vector<Shape> model_shapes() {
+  return {{.T = 1, .H = 2, .P = 64, .N = 128, .Q = 128},
+          {.B = 2, .T = 256, .H = 4, .P = 64, .N = 128, .Q = 128},
+          {.T = 300, .H = 3, .P = 64, .N = 128, .Q = 256, .starts = {{37, 257}}},
+          {.B = 2,
+           .T = 333,
+           .H = 6,
+           .G = 2,
+           .P = 64,
+           .N = 128,
+           .Q = 128,
+           .starts = {{127, 300}, {5, 128, 256, 332}}},
+          {.T = 200, .H = 8, .G = 8, .P = 64, .N = 128, .Q = 64},
+          {.T = 70, .H = 2, .P = 64, .N = 128, .Q = 24},
+          {.T = 200, .H = 2, .P = 64, .N = 128, .Q = 128, .padding = 3}};
+}
+INSTANTIATE_TEST_SUITE_P(Model, ChunkStateGpu, testing::ValuesIn(model_shapes()));
+INSTANTIATE_TEST_SUITE_P(Model, EnteringStatesGpu, testing::ValuesIn(model_shapes()));
+// Other heads and states; so many chunks that heads are not split; so many heads that blocks are
+// wide.
 INSTANTIATE_TEST_SUITE_P(
-    Model, ChunkStateGpu,
-    testing::Values(Shape{.T = 1, .H = 2, .P = 64, .N = 128, .Q = 128},
-                    Shape{.B = 2, .T = 256, .H = 4, .P = 64, .N = 128, .Q = 128},
-                    Shape{.T = 300, .H = 3, .P = 64, .N = 128, .Q = 256, .starts = {{37, 257}}},
-                    Shape{.B = 2,
-                          .T = 333,
-                          .H = 6,
-                          .G = 2,
-                          .P = 64,
-                          .N = 128,
-                          .Q = 128,
-                          .starts = {{127, 300}, {5, 128, 256, 332}}},
-                    Shape{.T = 200, .H = 8, .G = 8, .P = 64, .N = 128, .Q = 64},
-                    Shape{.T = 70, .H = 2, .P = 64, .N = 128, .Q = 24},
-                    Shape{.T = 200, .H = 2, .P = 64, .N = 128, .Q = 128, .padding = 3}));
+    Further, ChunkStateGpu,
+    testing::Values(Shape{.T = 90, .H = 2, .P = 128, .N = 64, .Q = 70},
+                    Shape{.T = 2000, .H = 2, .P = 64, .N = 128, .Q = 16, .starts = {{1003}}}));
+INSTANTIATE_TEST_SUITE_P(
+    Further, EnteringStatesGpu,
+    testing::Values(Shape{.T = 90, .H = 2, .P = 128, .N = 64, .Q = 32},
+                    Shape{.T = 70, .H = 132, .P = 64, .N = 128, .Q = 32, .starts = {{40}}}));
 
 }  // namespace
 }  // namespace sluice::test
