@@ -1,6 +1,7 @@
 #include "kernels/chunk_scan/chunk_scan.h"
 
 #include "kernels/chunk_scan/chunk_scan_cpu.h"
+#include "kernels/chunk_scan/chunk_scan_cuda.h"
 #include "kernels/core/chunks.h"
 #include "kernels/core/dispatch.h"
 
@@ -27,13 +28,28 @@ void check_inputs(const Context& ctx, const Args& args) {
          ctx.device);
 }
 
+cuda::ChunkScanPartials allocate_partials(Arena& scratch, const ChunkScanBackward& args) {
+  const int64_t tokens = args.x.rows(), H = args.x.dim(2), G = args.B.dim(2), N = args.B.dim(3);
+  const int64_t chunks = args.incoming.rows(), tiles = num_chunks(args.chunk, cuda::kScanTile);
+  cuda::ChunkScanPartials partials{.dD = scratch.alloc({chunks * tiles, H}, DType::f32)};
+  if (cuda::tensor_cores_take(args.x, args.B, args.chunk)) {
+    const int64_t splits = cuda::head_splits(chunks * G, H / G, args.chunk);
+    partials.dB = scratch.alloc({splits, tokens, G * N}, DType::f32);
+    partials.dC = scratch.alloc({2 * splits, tokens, G * N}, DType::f32);
+  }
+  return partials;
+}
+
 }  // namespace
 
 void chunk_scan_forward(const Context& ctx, const ChunkScanForward& args) {
   check_inputs(ctx, args);
   expect("y", args.y, args.x.dims, args.x.dtype, ctx.device);
   if (ctx.counting()) return;
-  if (!ctx.device.is_cpu()) fail_no_cuda("chunk_scan_forward");
+  if (ctx.device.is_cuda()) {
+    if constexpr (kBuiltWithCuda) return cuda::chunk_scan_forward(ctx, args);
+    fail_no_cuda("chunk_scan_forward");
+  }
   if (args.x.dtype == DType::f32) return cpu::chunk_scan_tiles_forward<float>(args);
   dispatch_float(args.x.dtype, [&]<class Real>() { cpu::chunk_scan_forward<Real>(args); });
 }
@@ -51,9 +67,14 @@ void chunk_scan_backward(const Context& ctx, const ChunkScanBackward& args) {
   expect("dincoming", args.dincoming, args.incoming.dims, statistics, ctx.device);
   expect("dD", args.dD, {H}, statistics, ctx.device);
   const ArenaScope scope(*ctx.scratch);
+  if (ctx.device.is_cuda()) {
+    const cuda::ChunkScanPartials partials = allocate_partials(*ctx.scratch, args);
+    if (ctx.counting()) return;
+    if constexpr (kBuiltWithCuda) return cuda::chunk_scan_backward(ctx, args, partials);
+    fail_no_cuda("chunk_scan_backward");
+  }
   const TensorView partial_dD = ctx.scratch->alloc({args.incoming.rows(), H}, statistics);
   if (ctx.counting()) return;
-  if (!ctx.device.is_cpu()) fail_no_cuda("chunk_scan_backward");
   if (args.x.dtype == DType::f32) return cpu::chunk_scan_tiles_backward<float>(args, partial_dD);
   dispatch_float(args.x.dtype,
                  [&]<class Real>() { cpu::chunk_scan_backward<Real>(args, partial_dD); });

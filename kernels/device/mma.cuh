@@ -64,6 +64,18 @@ __device__ inline FragmentA fragment_a(const Accumulator& left, const Accumulato
            pack_bf16(right.values[2], right.values[3])}};
 }
 
+// The transposed tile.
+__device__ inline FragmentA transpose(const FragmentA& a) {
+  FragmentA out;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;\n"
+                 : "=r"(out.words[i])
+                 : "r"(a.words[i % 2 * 2 + i / 2]));
+  }
+  return out;
+}
+
 // d += a b
 __device__ inline void mma(Accumulator& d, const FragmentA& a, const FragmentB& b) {
   asm volatile(

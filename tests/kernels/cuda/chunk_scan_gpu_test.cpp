@@ -1,0 +1,158 @@
+#include "kernels/chunk_scan/chunk_scan.h"
+
+#include "tests/kernels/ssd_chain.h"
+#include "tests/support/gpu_twin.h"
+
+namespace sluice::test {
+namespace {
+
+class ChunkScanGpu : public testing::TestWithParam<SsdShape> {};
+
+// Steps, and the sums that chunk_cumsum makes of them.
+struct Steps {
+  std::vector<double> dt, cum;
+};
+
+Steps make_steps(const SsdShape& shape, const Tensor& doc_begin) {
+  const auto [name, B, T, H, G, P, N, Q, starts, first, A_log, dt_min, dt_max] = shape;
+  Steps steps{std::vector<double>(B * T * H), std::vector<double>(B * T * H)};
+  const uint64_t seed = uint64_t(testing::UnitTest::GetInstance()->random_seed());
+  for (int64_t i = 0; i < B * T * H; ++i) {
+    const double raw = random_normal(RngKey{.seed = seed, .stream = 77}, i);
+    steps.dt[i] = float(0.1 * std::log1p(std::exp(raw)));
+  }
+  for (int64_t b = 0; b < B; ++b) {
+    for (int64_t t = 0; t < T; ++t) {
+      const bool restarts = t % Q == 0 || doc_begin.get(b * T + t) == t;
+      for (int64_t h = 0; h < H; ++h) {
+        const int64_t i = (b * T + t) * H + h;
+        const double before = restarts ? 0 : steps.cum[i - H];
+        steps.cum[i] = float(before - steps.dt[i] * std::exp(A_log) * double(1 + h % 3));
+      }
+    }
+  }
+  return steps;
+}
+
+// x, B and C are columns of one wider row, as projections have them; `padding` elements lie before
+// them, and after.
+struct Inputs {
+  TensorView x, B, C, dt, cum, D, doc_begin, incoming;
+};
+
+Inputs make_inputs(Side& side, const SsdShape& shape, int64_t padding) {
+  const auto [name, B, T, H, G, P, N, Q, starts, first, A_log, dt_min, dt_max] = shape;
+  const Tensor doc_begin = documents(B, T, starts, first);
+  const Steps steps = make_steps(shape, doc_begin);
+  const TensorView wide = side.normal({B, T, padding + H * P + 2 * G * N}, 1, 0, padding);
+  return {.x = wide.columns(padding, {H, P}),
+          .B = wide.columns(padding + H * P, {G, N}),
+          .C = wide.columns(padding + H * P + G * N, {G, N}),
+          .dt = side.values({B, T, H}, side.stat(), steps.dt),
+          .cum = side.values({B, T, H}, side.stat(), steps.cum),
+          .D = side.stat_normal({H}),
+          .doc_begin = side.copy_of(doc_begin),
+          .incoming = side.stat_normal({B, num_chunks(T, Q), H, P, N})};
+}
+
+void run(Side& side, const SsdShape& shape, int64_t padding) {
+  const Inputs in = make_inputs(side, shape, padding);
+  const int64_t H = shape.H;
+  chunk_scan_forward(side.ctx(), {.x = in.x,
+                                  .B = in.B,
+                                  .C = in.C,
+                                  .dt = in.dt,
+                                  .cum = in.cum,
+                                  .D = in.D,
+                                  .doc_begin = in.doc_begin,
+                                  .incoming = in.incoming,
+                                  .y = side.output("y", in.x.dims, side.dtype(), padding),
+                                  .chunk = shape.Q});
+  chunk_scan_backward(side.ctx(),
+                      {.dy = side.normal(in.x.dims, 1, 0, padding),
+                       .x = in.x,
+                       .B = in.B,
+                       .C = in.C,
+                       .dt = in.dt,
+                       .cum = in.cum,
+                       .D = in.D,
+                       .doc_begin = in.doc_begin,
+                       .incoming = in.incoming,
+                       .dx = side.output("dx", in.x.dims, side.dtype(), padding),
+                       .dB = side.output("dB", in.B.dims, side.dtype(), padding),
+                       .dC = side.output("dC", in.C.dims, side.dtype(), padding),
+                       .ddt = side.output("ddt", in.dt.dims, side.stat()),
+                       .dcum = side.output("dcum", in.cum.dims, side.stat()),
+                       .dincoming = side.output("dincoming", in.incoming.dims, side.stat()),
+                       .dD = side.compare("dD", side.stat_normal({H})),
+                       .chunk = shape.Q});
+}
+
+TEST_P(ChunkScanGpu, AgreesWithCpu) {
+  check_on_gpu([](Side& side) { run(side, GetParam(), 0); });
+}
+// Rows that are aligned to 16 bytes inside wider ones, and rows that are not.
+TEST_P(ChunkScanGpu, AgreesWithCpuInAlignedColumns) {
+  check_on_gpu([](Side& side) { run(side, GetParam(), 8); });
+}
+TEST_P(ChunkScanGpu, AgreesWithCpuInColumns) {
+  check_on_gpu([](Side& side) { run(side, GetParam(), 3); });
+}
+
+INSTANTIATE_TEST_SUITE_P(Small, ChunkScanGpu, testing::ValuesIn(ssd_shapes()), name_of_shape);
+
+// The shapes of tensor cores, and around them.
+std::vector<SsdShape> wide_shapes() {
+  return {
+      {.name = "one_chunk_of_256", .T = 256, .H = 2, .P = 64, .N = 128, .Q = 256, .first = -1},
+      {.name = "row_starts", .T = 300, .H = 2, .P = 64, .N = 128, .Q = 256},
+      {.name = "groups",
+       .B = 2,
+       .T = 512,
+       .H = 6,
+       .G = 2,
+       .P = 64,
+       .N = 128,
+       .Q = 256,
+       .first = -5,
+       .A_log = -3},
+      {.name = "documents_in_256",
+       .B = 2,
+       .T = 777,
+       .H = 3,
+       .P = 64,
+       .N = 128,
+       .Q = 256,
+       .starts = {{1, 64, 300, 301, 512}, {255, 256, 700}},
+       .first = -1},
+      {.name = "chunk_of_128",
+       .T = 450,
+       .H = 4,
+       .G = 2,
+       .P = 64,
+       .N = 128,
+       .Q = 128,
+       .starts = {{200, 256}},
+       .first = -1},
+      {.name = "chunk_of_64", .T = 200, .H = 5, .P = 64, .N = 128, .Q = 64, .first = -1},
+      {.name = "odd_chunk", .T = 390, .H = 2, .P = 64, .N = 128, .Q = 190, .starts = {{17}}},
+      {.name = "fewer_states", .T = 300, .H = 3, .P = 64, .N = 64, .Q = 256, .first = -1},
+      {.name = "decays_near_zero",
+       .T = 300,
+       .H = 2,
+       .P = 64,
+       .N = 128,
+       .Q = 256,
+       .starts = {{130}},
+       .first = -1,
+       .A_log = 3},
+      {.name = "head_of_128", .T = 150, .H = 2, .P = 128, .N = 64, .Q = 128, .first = -1},
+      {.name = "state_of_16", .T = 300, .H = 2, .P = 64, .N = 16, .Q = 256, .first = -1},
+      {.name = "longer_chunk", .T = 400, .H = 2, .P = 64, .N = 128, .Q = 320, .starts = {{5, 350}}},
+      {.name = "many_heads", .T = 260, .H = 24, .P = 64, .N = 128, .Q = 256, .first = -1},
+  };
+}
+INSTANTIATE_TEST_SUITE_P(Wide, ChunkScanGpu, testing::ValuesIn(wide_shapes()), name_of_shape);
+
+}  // namespace
+}  // namespace sluice::test
