@@ -8,8 +8,9 @@ namespace sluice::cuda {
 constexpr unsigned kFullWarp = 0xffffffffu;
 constexpr int kWarp = 32;
 
-// On every lane.
-__device__ inline float warp_sum(float value) {
+// On every lane. T: float or double.
+template <class T>
+__device__ T warp_sum(T value) {
 #pragma unroll
   for (int offset = kWarp / 2; offset > 0; offset /= 2)
     value += __shfl_xor_sync(kFullWarp, value, offset);
@@ -25,14 +26,14 @@ __device__ inline float warp_max(float value) {
 
 // On every thread of a block of kThreads. `room` holds one number a warp; it may be used again
 // after the call.
-template <int kThreads>
-__device__ float block_sum(float value, float* room) {
+template <int kThreads, class T>
+__device__ T block_sum(T value, T* room) {
   constexpr int kWarps = kThreads / kWarp;
   value = warp_sum(value);
   if constexpr (kWarps == 1) return value;
   if (threadIdx.x % kWarp == 0) room[threadIdx.x / kWarp] = value;
   __syncthreads();
-  float total = 0;
+  T total = 0;
 #pragma unroll
   for (int warp = 0; warp < kWarps; ++warp) total += room[warp];
   __syncthreads();

@@ -2,6 +2,7 @@
 
 #include "kernels/core/dispatch.h"
 #include "kernels/grad_norm/grad_norm_cpu.h"
+#include "kernels/grad_norm/grad_norm_cuda.h"
 
 namespace sluice {
 
@@ -10,7 +11,10 @@ void block_squares(const Context& ctx, const BlockSquares& args) {
   expect("x", args.x, {n}, args.x.dtype, ctx.device);
   expect("sums", args.sums, {(n + kNormBlock - 1) / kNormBlock}, DType::f64, ctx.device);
   if (ctx.counting()) return;
-  if (!ctx.device.is_cpu()) fail_no_cuda("block_squares");
+  if (ctx.device.is_cuda()) {
+    if constexpr (kBuiltWithCuda) return cuda::block_squares(ctx, args);
+    fail_no_cuda("block_squares");
+  }
   dispatch_float(args.x.dtype, [&]<class T>() { cpu::block_squares<T>(args); });
 }
 

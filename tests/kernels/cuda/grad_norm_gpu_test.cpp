@@ -1,0 +1,56 @@
+#include "kernels/grad_norm/grad_norm.h"
+
+#include "tests/support/gpu_twin.h"
+
+namespace sluice::test {
+namespace {
+
+// Sums are double: what is left is that the GPU's elements are f32, and they begin the same.
+constexpr GpuBounds kBounds = {.f32 = 1e-12, .bf16 = 1e-12, .arena_bytes = size_t{1} << 16};
+
+TEST(GradNormGpu, AgreesWithCpu) {
+  for (const int64_t n : {1, 7, 4095, 4096, 4097, 200003}) {
+    check_on_gpu(
+        [n](Side& side) {
+          const int64_t blocks = (n + kNormBlock - 1) / kNormBlock;
+          block_squares(side.ctx(), {.x = side.stat_normal({n}, 1, 0.5),
+                                     .sums = side.output("sums", {blocks}, DType::f64)});
+        },
+        kBounds);
+  }
+}
+
+// Shards cut at blocks have the whole's bits, wherever they lie in memory.
+TEST(GradNormGpu, AShardHasTheSameBits) {
+  if (num_cuda_devices() == 0) GTEST_SKIP() << "no GPU";
+  Side side({Device::Kind::cuda, 0}, DType::f32, DType::f32, 1, size_t{1} << 20);
+  const int64_t n = 5 * kNormBlock;
+  std::vector<double> values(n + 1, 7.0);
+  for (int64_t i = 0; i < n; ++i) values[i + 1] = random_normal({.seed = 3, .stream = 1}, i);
+  const TensorView at_odd_place = side.values({n + 1}, DType::f32, values);
+  values.erase(values.begin());
+  const TensorView x = side.values({n}, DType::f32, values);
+  const TensorView whole = side.output("whole", {5}, DType::f64);
+  const TensorView shard = side.output("shard", {3}, DType::f64);
+  const TensorView odd = side.output("odd", {5}, DType::f64);
+  block_squares(side.ctx(), {.x = x, .sums = whole});
+  block_squares(side.ctx(), {.x = x.columns(2 * kNormBlock, {n - 2 * kNormBlock}), .sums = shard});
+  block_squares(side.ctx(), {.x = at_odd_place.columns(1, {n}), .sums = odd});
+  const std::vector<double> all = side.download(whole);
+  EXPECT_EQ(side.download(odd), all);
+  EXPECT_EQ(side.download(shard), std::vector<double>(all.begin() + 2, all.end()));
+}
+
+TEST(GradNormGpu, NothingAndInfinity) {
+  if (num_cuda_devices() == 0) GTEST_SKIP() << "no GPU";
+  Side side({Device::Kind::cuda, 0}, DType::f32, DType::f32, 1, size_t{1} << 20);
+  const double infinity = std::numeric_limits<double>::infinity();
+  const TensorView x = side.values({3}, DType::f32, {1, infinity, 2});
+  const TensorView sums = side.output("sums", {1}, DType::f64);
+  block_squares(side.ctx(), {.x = x.columns(0, {0}), .sums = sums.columns(0, {0})});
+  block_squares(side.ctx(), {.x = x, .sums = sums});
+  EXPECT_EQ(side.download(sums)[0], infinity);
+}
+
+}  // namespace
+}  // namespace sluice::test
