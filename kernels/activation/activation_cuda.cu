@@ -3,6 +3,7 @@
 // owns a pack of columns and walks down the rows; tensors that are all packed are one long row.
 #include "kernels/activation/activation_cuda.h"
 #include "kernels/device/dispatch.cuh"
+#include "kernels/device/elements.cuh"
 #include "kernels/device/launch.cuh"
 
 namespace sluice::cuda {
@@ -11,12 +12,6 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int64_t kMaxGridRows = 65535;
-
-// kWidth neighbouring elements.
-template <class T, int kWidth>
-struct alignas(kWidth * sizeof(T)) Elements {
-  T values[kWidth];
-};
 
 // The normal distribution's function and density. erfcf keeps the left tail's digits.
 __device__ float normal_cdf(float x) { return 0.5f * erfcf(-0.70710678f * x); }
@@ -59,15 +54,12 @@ __global__ void __launch_bounds__(kThreads) activation_forward_kernel(ForwardRow
   const int64_t column = (blockIdx.x * int64_t(blockDim.x) + threadIdx.x) * kWidth;
   if (column >= a.columns) return;
   for (int64_t row = blockIdx.y; row < a.rows; row += gridDim.y) {
-    const auto x = *reinterpret_cast<const Pieces*>(a.x + row * a.x_stride + column);
+    const auto x = Pieces::load(a.x + row * a.x_stride + column);
     Pieces up = {}, y;
-    if constexpr (kKind == Activation::swiglu)
-      up = *reinterpret_cast<const Pieces*>(a.up + row * a.up_stride + column);
+    if constexpr (kKind == Activation::swiglu) up = Pieces::load(a.up + row * a.up_stride + column);
 #pragma unroll
-    for (int i = 0; i < kWidth; ++i) {
-      y.values[i] = from_float<T>(activate<kKind>(to_float(x.values[i]), to_float(up.values[i])));
-    }
-    *reinterpret_cast<Pieces*>(a.y + row * a.y_stride + column) = y;
+    for (int i = 0; i < kWidth; ++i) y.set(i, activate<kKind>(x[i], up[i]));
+    y.store(a.y + row * a.y_stride + column);
   }
 }
 
@@ -88,21 +80,18 @@ __global__ void __launch_bounds__(kThreads) activation_backward_kernel(BackwardR
   const int64_t column = (blockIdx.x * int64_t(blockDim.x) + threadIdx.x) * kWidth;
   if (column >= a.columns) return;
   for (int64_t row = blockIdx.y; row < a.rows; row += gridDim.y) {
-    const auto dy = *reinterpret_cast<const Pieces*>(a.dy + row * a.dy_stride + column);
-    const auto x = *reinterpret_cast<const Pieces*>(a.x + row * a.x_stride + column);
+    const auto dy = Pieces::load(a.dy + row * a.dy_stride + column);
+    const auto x = Pieces::load(a.x + row * a.x_stride + column);
     Pieces up = {}, dx, dup;
-    if constexpr (kKind == Activation::swiglu)
-      up = *reinterpret_cast<const Pieces*>(a.up + row * a.up_stride + column);
+    if constexpr (kKind == Activation::swiglu) up = Pieces::load(a.up + row * a.up_stride + column);
 #pragma unroll
     for (int i = 0; i < kWidth; ++i) {
-      const Gradients of =
-          gradients<kKind>(to_float(dy.values[i]), to_float(x.values[i]), to_float(up.values[i]));
-      dx.values[i] = from_float<T>(of.x);
-      dup.values[i] = from_float<T>(of.up);
+      const Gradients of = gradients<kKind>(dy[i], x[i], up[i]);
+      dx.set(i, of.x);
+      dup.set(i, of.up);
     }
-    *reinterpret_cast<Pieces*>(a.dx + row * a.dx_stride + column) = dx;
-    if constexpr (kKind == Activation::swiglu)
-      *reinterpret_cast<Pieces*>(a.dup + row * a.dup_stride + column) = dup;
+    dx.store(a.dx + row * a.dx_stride + column);
+    if constexpr (kKind == Activation::swiglu) dup.store(a.dup + row * a.dup_stride + column);
   }
 }
 

@@ -4,13 +4,17 @@
 #include <type_traits>
 
 #include "kernels/core/tensor.h"
-#include "kernels/device/numeric.cuh"
+#include "kernels/device/elements.cuh"
+#include "kernels/device/mma.cuh"
 #include "kernels/device/reduce.cuh"
 #include "kernels/device/row_shape.h"
 
 namespace sluice::cuda {
 
 constexpr int kMaxRowWarps = kMaxRowThreads / kWarp;
+
+// Dynamic shared memory of a block for rows on their way; sm_80 has as much.
+constexpr int64_t kMaxStaging = 160 << 10;
 
 // Neighbouring elements that a thread takes at once, so that the widest type moves by 16 bytes.
 template <class... T>
@@ -28,32 +32,55 @@ class RowTile {
 #pragma unroll
     for (int piece = 0; piece < kPieces; ++piece) {
       const int column = column_of(piece);
-      pieces_[piece] = column < width ? *reinterpret_cast<const Piece*>(row + column) : Piece{};
+      pieces_[piece] = column < width ? Piece::load(row + column) : Piece{};
     }
   }
   __device__ void store(T* row, int width) const {
 #pragma unroll
     for (int piece = 0; piece < kPieces; ++piece) {
       const int column = column_of(piece);
-      if (column < width) *reinterpret_cast<Piece*>(row + column) = pieces_[piece];
+      if (column < width) pieces_[piece].store(row + column);
     }
   }
+
+  // The same through shared memory, begun long before the row is needed: `slot` holds kRowValues
+  // elements a thread. A thread copies and reads its own pieces alone, so no barrier is needed: a
+  // row has arrived once its group of copies has (wait_copies).
+  __device__ static void copy_to(T* slot, const T* row, int width) {
+#pragma unroll
+    for (int piece = 0; piece < kPieces; ++piece) {
+      const int column = column_of(piece);
+      const bool inside = column < width;
+      copy_async(slot + column, row + (inside ? column : 0), inside);
+    }
+  }
+  __device__ void load_from(const T* slot) {
+#pragma unroll
+    for (int piece = 0; piece < kPieces; ++piece)
+      pieces_[piece] = Piece::load(slot + column_of(piece));
+  }
+
   __device__ void fill(float value) {
 #pragma unroll
     for (int i = 0; i < kRowValues; ++i) set(i, value);
   }
 
-  __device__ float operator[](int i) const {
-    return to_float(pieces_[i / kWidth].values[i % kWidth]);
-  }
-  __device__ void set(int i, float value) {
-    pieces_[i / kWidth].values[i % kWidth] = from_float<T>(value);
-  }
+  __device__ float operator[](int i) const { return pieces_[i / kWidth][i % kWidth]; }
+  __device__ void set(int i, float value) { pieces_[i / kWidth].set(i % kWidth, value); }
 
  private:
-  struct alignas(std::min(16, kWidth* int(sizeof(T)))) Piece {
-    T values[kWidth];
-  };
+  using Piece = Elements<T, kWidth>;
+  static constexpr int kBytes = int(sizeof(Piece));
+  // A piece, or zeros.
+  __device__ static void copy_async(T* shared, const T* global, bool valid) {
+    if constexpr (kBytes == 16) {
+      copy_async_16(shared, global, valid);
+    } else {
+      asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;\n" ::"r"(shared_address(shared)),
+                   "l"(global), "n"(kBytes), "r"(valid ? kBytes : 0)
+                   : "memory");
+    }
+  }
   __device__ static int column_of(int piece) {
     return (piece * int(blockDim.x) + int(threadIdx.x)) * kWidth;
   }

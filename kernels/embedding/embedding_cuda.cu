@@ -7,6 +7,7 @@
 //
 // n tokens, D model, V vocabulary
 #include "kernels/device/dispatch.cuh"
+#include "kernels/device/elements.cuh"
 #include "kernels/device/launch.cuh"
 #include "kernels/embedding/embedding_cuda.h"
 #include "kernels/embedding/token_sort.cuh"
@@ -18,26 +19,6 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kBatch = 8;  // rows of dy that a thread has in flight
 constexpr int kJoinThreads = 128;
-
-// kWidth neighbouring elements, as floats.
-template <class T, int kWidth>
-__device__ void load(const T* from, float (&to)[kWidth]) {
-  struct alignas(std::min(16, kWidth * int(sizeof(T)))) Elements {
-    T values[kWidth];
-  };
-  const Elements elements = *reinterpret_cast<const Elements*>(from);
-#pragma unroll
-  for (int i = 0; i < kWidth; ++i) to[i] = to_float(elements.values[i]);
-}
-template <class T, int kWidth>
-__device__ void store(const float (&from)[kWidth], T* to) {
-  struct alignas(std::min(16, kWidth * int(sizeof(T)))) Elements {
-    T values[kWidth];
-  } elements;
-#pragma unroll
-  for (int i = 0; i < kWidth; ++i) elements.values[i] = from_float<T>(from[i]);
-  *reinterpret_cast<Elements*>(to) = elements;
-}
 
 template <class W, class Y>
 struct ForwardRows {
@@ -54,14 +35,12 @@ __global__ void __launch_bounds__(kThreads) embedding_forward_kernel(ForwardRows
   const int32_t id = a.tokens(blockIdx.x);
   const bool known = id < a.tokens.V;
   for (int column = threadIdx.x * kWidth; column < a.D; column += int(blockDim.x) * kWidth) {
-    float row[kWidth];
-    if (known) {
-      load<W, kWidth>(a.weight + id * a.weight_stride + column, row);
-    } else {
+    Elements<W, kWidth> row = {};
+    if (known) row = Elements<W, kWidth>::load(a.weight + id * a.weight_stride + column);
+    Elements<Y, kWidth> y;
 #pragma unroll
-      for (float& value : row) value = __int_as_float(0x7fc00000);  // NaN
-    }
-    store<Y, kWidth>(row, a.y + blockIdx.x * a.y_stride + column);
+    for (int i = 0; i < kWidth; ++i) y.set(i, known ? row[i] : __int_as_float(0x7fc00000));  // NaN
+    y.store(a.y + blockIdx.x * a.y_stride + column);
   }
 }
 
@@ -84,18 +63,17 @@ struct BackwardRows {
 // A run of equal ids that ends with entry `last` of the piece goes to where its sum belongs.
 template <class T, int kWidth>
 __device__ void put_run(const BackwardRows<T>& a, int32_t id, bool from_before, bool into_next,
-                        int column, const float (&sum)[kWidth]) {
+                        int column, const Elements<float, kWidth>& sum) {
   if (from_before || into_next) {
     float* const edge = from_before ? a.from_before(blockIdx.x) : a.into_next(blockIdx.x);
-    store<float, kWidth>(sum, edge + column);
+    sum.store(edge + column);
     return;
   }
-  float total[kWidth];
   float* const dweight = a.dweight + id * a.dweight_stride + column;
-  load<float, kWidth>(dweight, total);
+  auto total = Elements<float, kWidth>::load(dweight);
 #pragma unroll
-  for (int i = 0; i < kWidth; ++i) total[i] += sum[i];
-  store<float, kWidth>(total, dweight);
+  for (int i = 0; i < kWidth; ++i) total.values[i] += sum[i];
+  total.store(dweight);
 }
 
 // Block (x, y) sums piece x of the sorted tokens over kWidth columns a thread.
@@ -116,13 +94,13 @@ __global__ void __launch_bounds__(kThreads) sum_pieces_kernel(BackwardRows<T> a)
   const int column = int(blockIdx.y * blockDim.x + threadIdx.x) * kWidth;
   if (column >= a.D) return;
   bool from_before = ids[0] == ids[1];
-  float sum[kWidth] = {};
+  Elements<float, kWidth> sum = {};
   for (int batch = 0; batch < count; batch += kBatch) {
-    float rows[kBatch][kWidth];
+    Elements<T, kWidth> rows[kBatch];
 #pragma unroll
     for (int i = 0; i < kBatch; ++i) {
       const int entry = std::min(batch + i, count - 1);
-      load<T, kWidth>(a.dy + positions[entry] * a.dy_stride + column, rows[i]);
+      rows[i] = Elements<T, kWidth>::load(a.dy + positions[entry] * a.dy_stride + column);
     }
 #pragma unroll
     for (int i = 0; i < kBatch; ++i) {
@@ -131,13 +109,12 @@ __global__ void __launch_bounds__(kThreads) sum_pieces_kernel(BackwardRows<T> a)
       const int32_t id = ids[entry + 1];
       if (id == a.V) return;  // tokens outside the vocabulary are last
 #pragma unroll
-      for (int j = 0; j < kWidth; ++j) sum[j] += rows[i][j];
+      for (int j = 0; j < kWidth; ++j) sum.values[j] += rows[i][j];
       const bool goes_on = ids[entry + 2] == id;
       if (goes_on && entry + 1 < count) continue;
       put_run<T, kWidth>(a, id, from_before, goes_on, column, sum);
       from_before = false;
-#pragma unroll
-      for (float& value : sum) value = 0;
+      sum = {};
     }
   }
 }

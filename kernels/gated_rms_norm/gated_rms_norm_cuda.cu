@@ -149,21 +149,56 @@ __device__ Gradients gradients(GroupScale scale, float dy, float weight, float x
   return {scale.rstd * (weighted * silu - n * scale.mean), weighted * n * slope, dy * n * silu};
 }
 
+constexpr int kStages = 2;  // rows of a block on their way
+
+// A row's group in shared memory.
+template <class T>
+struct BackwardSlot {
+  T* dy;
+  T* x;
+  T* z;
+
+  static constexpr int64_t kBytes = 3 * sizeof(T);  // a column
+  __device__ BackwardSlot(char* staging, int slot) {
+    const int columns = kRowValues * blockDim.x;
+    dy = reinterpret_cast<T*>(staging) + slot * 3 * columns;
+    x = dy + columns;
+    z = x + columns;
+  }
+};
+
+// Shared memory: the sums' rooms, and kStages rows of dy, x, z, which arrive while the rows before
+// are worked on.
 template <class T, GateOrder kGate>
 __global__ void __launch_bounds__(kMaxRowThreads)
     gated_rms_norm_backward_kernel(BackwardRows<T> all) {
-  constexpr int kWidth = kPieceWidth<T>;
-  __shared__ RowSums<2> sums;
+  using Tile = RowTile<T, kPieceWidth<T>>;
+  extern __shared__ __align__(16) char shared[];
+  auto& sums = *reinterpret_cast<RowSums<2>*>(shared);
+  char* const staging = shared + sizeof(RowSums<2>);
   const BackwardRows<T> a = all.of_group(blockIdx.y);
-  RowTile<float, kWidth> weight, dweight;
+  const int64_t begin = a.blocks.begin(blockIdx.x), end = a.blocks.end(blockIdx.x);
+  const auto begin_copy = [&](int64_t row) {
+    const BackwardSlot<T> slot(staging, int((row - begin) % kStages));
+    if (row < end) {
+      Tile::copy_to(slot.z, a.z + row * a.z_stride, a.W);
+      Tile::copy_to(slot.x, a.x + row * a.x_stride, a.W);
+      Tile::copy_to(slot.dy, a.dy + row * a.dy_stride, a.W);
+    }
+    commit_copies();
+  };
+  for (int stage = 0; stage < kStages; ++stage) begin_copy(begin + stage);
+  RowTile<float, kPieceWidth<T>> weight, dweight;
   weight.load(a.weight, a.W);
   dweight.fill(0);
-  const int64_t end = a.blocks.end(blockIdx.x);
-  for (int64_t row = a.blocks.begin(blockIdx.x); row < end; ++row) {
-    RowTile<T, kWidth> dy, x, z;
-    z.load(a.z + row * a.z_stride, a.W);
-    x.load(a.x + row * a.x_stride, a.W);
-    dy.load(a.dy + row * a.dy_stride, a.W);
+  for (int64_t row = begin; row < end; ++row) {
+    const BackwardSlot<T> slot(staging, int((row - begin) % kStages));
+    wait_copies<kStages - 1>();
+    Tile dy, x, z;
+    z.load_from(slot.z);
+    x.load_from(slot.x);
+    dy.load_from(slot.dy);
+    begin_copy(row + kStages);
     float totals[2] = {0, 0};
 #pragma unroll
     for (int i = 0; i < kRowValues; ++i)
@@ -281,11 +316,14 @@ void gated_rms_norm_backward(const Context& ctx, const GatedRmsNormBackward& arg
                                   .blocks = blocks,
                                   .W = int(W),
                                   .eps = float(args.eps)};
+    const int64_t staging = kStages * kRowValues * row_threads(W) * BackwardSlot<T>::kBytes;
     const bool tiled =
+        staging <= kMaxStaging &&
         in_tiles<T>(W, args.dy, args.x, args.z, args.weight, args.dx, args.dz, partial_dweight);
     launch(ctx, "gated_rms_norm_backward",
            {.blocks = {unsigned(blocks.count), unsigned(args.groups)},
-            .threads = unsigned(row_threads(W))},
+            .threads = unsigned(row_threads(W)),
+            .shared_bytes = tiled ? sizeof(RowSums<2>) + staging : 0},
            tiled ? gated_rms_norm_backward_kernel<T, kGate>
                  : gated_rms_norm_backward_plain_kernel<T, kGate>,
            rows);

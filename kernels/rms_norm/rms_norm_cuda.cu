@@ -111,10 +111,46 @@ struct BackwardRows {
   int D;
 };
 
+constexpr int kStages = 2;  // rows of a block on their way
+
+// A row in shared memory.
+template <class R, class T>
+struct BackwardSlot {
+  T* dy;
+  R* sum;
+  R* dsum;
+
+  static constexpr int64_t kBytes = sizeof(T) + 2 * sizeof(R);  // a column
+  __device__ BackwardSlot(char* staging, int slot) {
+    const int columns = kRowValues * blockDim.x;
+    char* const begin = staging + slot * columns * int(kBytes);
+    sum = reinterpret_cast<R*>(begin);
+    dsum = sum + columns;
+    dy = reinterpret_cast<T*>(dsum + columns);
+  }
+};
+
+// Shared memory: the sums' rooms, and kStages rows of dy, sum, dsum, which arrive while the rows
+// before are worked on.
 template <class R, class T>
 __global__ void __launch_bounds__(kMaxRowThreads) rms_norm_backward_kernel(BackwardRows<R, T> a) {
   constexpr int kWidth = kPieceWidth<R, T>;
-  __shared__ RowSums<1> sums;
+  using TileR = RowTile<R, kWidth>;
+  using TileT = RowTile<T, kWidth>;
+  extern __shared__ __align__(16) char shared[];
+  auto& sums = *reinterpret_cast<RowSums<1>*>(shared);
+  char* const staging = shared + sizeof(RowSums<1>);
+  const int64_t begin = a.blocks.begin(blockIdx.x), end = a.blocks.end(blockIdx.x);
+  const auto begin_copy = [&](int64_t row) {
+    const BackwardSlot<R, T> slot(staging, int((row - begin) % kStages));
+    if (row < end) {
+      TileT::copy_to(slot.dy, a.dy + row * a.dy_stride, a.D);
+      TileR::copy_to(slot.sum, a.sum + row * a.sum_stride, a.D);
+      if (a.dsum != nullptr) TileR::copy_to(slot.dsum, a.dsum + row * a.dsum_stride, a.D);
+    }
+    commit_copies();
+  };
+  for (int stage = 0; stage < kStages; ++stage) begin_copy(begin + stage);
   RowTile<float, kWidth> weight, dweight;
   dweight.fill(0);
   if (a.weight != nullptr) {
@@ -122,24 +158,26 @@ __global__ void __launch_bounds__(kMaxRowThreads) rms_norm_backward_kernel(Backw
   } else {
     weight.fill(1);
   }
-  const int64_t end = a.blocks.end(blockIdx.x);
-  for (int64_t row = a.blocks.begin(blockIdx.x); row < end; ++row) {
-    RowTile<T, kWidth> dy;
-    RowTile<R, kWidth> sum, dx;
-    dy.load(a.dy + row * a.dy_stride, a.D);
-    sum.load(a.sum + row * a.sum_stride, a.D);
+  for (int64_t row = begin; row < end; ++row) {
+    const float rstd = a.rstd[row];
+    const BackwardSlot<R, T> slot(staging, int((row - begin) % kStages));
+    wait_copies<kStages - 1>();
+    TileT dy;
+    TileR sum, dx;
+    dy.load_from(slot.dy);
+    sum.load_from(slot.sum);
     if (a.dsum != nullptr) {
-      dx.load(a.dsum + row * a.dsum_stride, a.D);
+      dx.load_from(slot.dsum);
     } else {
       dx.fill(0);
     }
-    const float rstd = a.rstd[row];
+    begin_copy(row + kStages);
     float dot[1] = {0};
 #pragma unroll
     for (int i = 0; i < kRowValues; ++i) dot[0] += weight[i] * dy[i] * sum[i];
     sums(row, dot);
     const float mean = dot[0] * rstd / float(a.D);
-    RowTile<T, kWidth> rounded;
+    TileT rounded;
 #pragma unroll
     for (int i = 0; i < kRowValues; ++i) {
       const float n = sum[i] * rstd;
@@ -240,11 +278,14 @@ void rms_norm_backward(const Context& ctx, const RmsNormBackward& args,
         .dx_rounded_stride = args.dx_rounded.row_stride,
         .blocks = blocks,
         .D = int(D)};
-    const bool tiled =
-        D <= kMaxRowWidth && in_pieces<kPieceWidth<R, T>>(args.dy, args.sum, args.dsum, args.weight,
-                                                          args.dx, args.dx_rounded);
+    const int64_t staging = kStages * kRowValues * row_threads(D) * BackwardSlot<R, T>::kBytes;
+    const bool tiled = D <= kMaxRowWidth && staging <= kMaxStaging &&
+                       in_pieces<kPieceWidth<R, T>>(args.dy, args.sum, args.dsum, args.weight,
+                                                    args.dx, args.dx_rounded);
     launch(ctx, "rms_norm_backward",
-           {.blocks = unsigned(blocks.count), .threads = unsigned(row_threads(D))},
+           {.blocks = unsigned(blocks.count),
+            .threads = unsigned(row_threads(D)),
+            .shared_bytes = tiled ? sizeof(RowSums<1>) + staging : 0},
            tiled ? rms_norm_backward_kernel<R, T> : rms_norm_backward_plain_kernel<R, T>, rows);
   });
   if (args.dweight) {

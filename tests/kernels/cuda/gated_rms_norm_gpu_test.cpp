@@ -38,42 +38,54 @@ void forward_backward(Side& side, const Case& c, GateOrder gate) {
                                        .gate = gate});
 }
 
+constexpr GpuBounds kBounds = {.arena_bytes = size_t{2} << 20};
+
 class GatedRmsNormGpu : public testing::TestWithParam<Case> {};
 
 TEST_P(GatedRmsNormGpu, NormOfTheGated) {
-  check_on_gpu([](Side& side) { forward_backward(side, GetParam(), GateOrder::before); },
-               {.arena_bytes = size_t{32} << 20});
+  check_on_gpu([](Side& side) { forward_backward(side, GetParam(), GateOrder::before); }, kBounds);
 }
 TEST_P(GatedRmsNormGpu, GateOfTheNormed) {
-  check_on_gpu([](Side& side) { forward_backward(side, GetParam(), GateOrder::after); },
-               {.arena_bytes = size_t{32} << 20});
+  check_on_gpu([](Side& side) { forward_backward(side, GetParam(), GateOrder::after); }, kBounds);
 }
 
-// In registers: less than a warp's columns, models' widths and groups, more rows than blocks.
+// In registers: less than a warp's columns, models' widths and groups, blocks of several rows.
 // Plain: odd widths and beginnings, wider groups.
 INSTANTIATE_TEST_SUITE_P(Shapes, GatedRmsNormGpu,
-                         testing::Values(Case{{1, 1}}, Case{{3, 8}}, Case{{5, 1, 96}, 3, 64, 8},
+                         testing::Values(Case{{1, 5}}, Case{{3, 8}}, Case{{5, 1, 96}, 3, 64, 8},
                                          Case{{2, 41, 1536}, 1, 32}, Case{{2, 21, 4096}, 8, 128},
-                                         Case{{100, 4096}}, Case{{140, 8192}}, Case{{5, 8200}},
+                                         Case{{40, 4096}}, Case{{3, 8192}}, Case{{5, 8200}},
                                          Case{{2300, 48}, 2}, Case{{2, 9, 66}, 3, 8},
                                          Case{{2, 9, 64}, 1, 5}, Case{{2200, 33}, 1, 7, 3}));
 
+// Blocks of many warps go from row to row.
+TEST(GatedRmsNormGpuEdges, WideBlocksOfSeveralRows) {
+  if (num_cuda_devices() == 0) GTEST_SKIP() << "no GPU";
+  check_one_dtype(
+      [](Side& side) {
+        forward_backward(side, {.dims = {300, 7688}}, GateOrder::before);
+      },
+      DType::bf16, kBounds.bf16, size_t{8} << 20);
+}
+
 TEST(GatedRmsNormGpuEdges, InPlace) {
   for (const int64_t E : {64, 37}) {
-    check_on_gpu([E](Side& side) {
-      const TensorView weight = side.stat_normal({E}), z = side.normal({11, E});
-      const TensorView x = side.compare("y in x", side.normal({11, E}));
-      const TensorView dy = side.compare("dx in dy", side.normal({11, E}));
-      gated_rms_norm_backward(side.ctx(),
-                              {.dy = dy,
-                               .x = x,
-                               .z = z,
-                               .weight = weight,
-                               .dx = dy,
-                               .dz = side.output("dz", {11, E}, side.dtype()),
-                               .dweight = side.compare("dweight", side.stat_normal({E}))});
-      gated_rms_norm_forward(side.ctx(), {.x = x, .z = z, .weight = weight, .y = x});
-    });
+    check_on_gpu(
+        [E](Side& side) {
+          const TensorView weight = side.stat_normal({E}), z = side.normal({11, E});
+          const TensorView x = side.compare("y in x", side.normal({11, E}));
+          const TensorView dy = side.compare("dx in dy", side.normal({11, E}));
+          gated_rms_norm_backward(side.ctx(),
+                                  {.dy = dy,
+                                   .x = x,
+                                   .z = z,
+                                   .weight = weight,
+                                   .dx = dy,
+                                   .dz = side.output("dz", {11, E}, side.dtype()),
+                                   .dweight = side.compare("dweight", side.stat_normal({E}))});
+          gated_rms_norm_forward(side.ctx(), {.x = x, .z = z, .weight = weight, .y = x});
+        },
+        kBounds);
   }
 }
 
