@@ -67,7 +67,8 @@ class HostCommunicator : public Communicator {
 
   // Runs the job after all earlier ones of this rank.
   virtual Event enqueue(std::function<void()> job) = 0;
-  // Called in a job. Returns when all of it is done. Peers are other ranks, bytes are positive.
+  // Called in a job. Returns when all of it is done. Peers are other ranks, each of them once at
+  // most in a list; bytes are positive.
   // Messages between two ranks are matched in order; `tag` and size must then be equal, else
   // throws.
   virtual void exchange(std::span<const Outgoing> outgoing, std::span<const Incoming> incoming,

@@ -29,6 +29,10 @@ using Clock = std::chrono::steady_clock;
 // a peer is still computing, and so may we be: sleep. (With 100 us, 1 MiB took 8 times as long.)
 constexpr auto kPollTime = std::chrono::milliseconds(2);
 constexpr auto kSleepTime = std::chrono::microseconds(20);
+// But as long as nothing of a message has come its sender is computing, and needs the cores more
+// than this rank needs to know at once: sleep soon, and longer and longer.
+constexpr auto kAwaitTime = std::chrono::microseconds(100);
+constexpr auto kLongestSleep = std::chrono::microseconds(500);
 constexpr auto kAbortTime = std::chrono::seconds(2);  // for others to come out of MPI
 
 [[noreturn]] void mpi_failed(const char* call, int status) {
@@ -63,11 +67,16 @@ class Requests {
   void receive(int from, char* data, int64_t bytes) {
     for (int64_t at = 0; at < bytes; at += limit_) {
       const int count = int(std::min(limit_, bytes - at));
+      expected_.push_back({requests_.size(), count});
       MPI_CHECK(MPI_Irecv(data + at, count, MPI_BYTE, from, MPI_ANY_TAG, comm_, add()));
-      expected_.push_back(count);
     }
   }
-  // Receives are posted before sends, so their statuses come first.
+  // Whether something has come from that rank that nobody receives yet.
+  bool has_come(int from) const {
+    int flag = 0;
+    MPI_CHECK(MPI_Iprobe(from, MPI_ANY_TAG, comm_, &flag, MPI_STATUS_IGNORE));
+    return flag != 0;
+  }
   bool test() {
     statuses_.resize(requests_.size());
     int all_done = 0;
@@ -84,10 +93,11 @@ class Requests {
   }
   template <class Check>
   void check_received(Check&& check) const {
-    for (size_t i = 0; i < expected_.size(); ++i) {
+    for (const Expected& expected : expected_) {
+      const MPI_Status& status = statuses_[expected.request];
       int count = 0;
-      MPI_CHECK(MPI_Get_count(&statuses_[i], MPI_BYTE, &count));
-      check(statuses_[i].MPI_SOURCE, expected_[i], count, statuses_[i].MPI_TAG);
+      MPI_CHECK(MPI_Get_count(&status, MPI_BYTE, &count));
+      check(status.MPI_SOURCE, expected.bytes, count, status.MPI_TAG);
     }
   }
 
@@ -99,7 +109,11 @@ class Requests {
   int64_t limit_;
   std::vector<MPI_Request> requests_;
   std::vector<MPI_Status> statuses_;
-  std::vector<int> expected_;
+  struct Expected {
+    size_t request = 0;
+    int bytes = 0;
+  };
+  std::vector<Expected> expected_;
 };
 
 class MpiCommunicator final : public HostCommunicator {
@@ -127,7 +141,7 @@ class MpiCommunicator final : public HostCommunicator {
   Event enqueue(std::function<void()> job) override { return worker_->run(std::move(job)); }
   void exchange(std::span<const Outgoing> outgoing, std::span<const Incoming> incoming,
                 uint32_t tag) override;
-  void wait(Requests& requests);
+  void wait(Requests& requests, std::vector<Incoming> awaited);
   std::unique_ptr<Communicator> make_group(int color, const std::vector<int>& members,
                                            int index) override;
 
@@ -146,12 +160,10 @@ void MpiCommunicator::exchange(std::span<const Outgoing> outgoing,
     Requests requests(comm_, int(tag), runtime_.options.message_limit);
     {
       const std::lock_guard lock(runtime_.calling);
-      for (const Incoming& message : incoming)
-        requests.receive(message.peer, message.data, message.bytes);
       for (const Outgoing& message : outgoing)
         requests.send(message.peer, message.data, message.bytes);
     }
-    wait(requests);
+    wait(requests, {incoming.begin(), incoming.end()});
     const std::lock_guard lock(runtime_.calling);
     requests.check_received([&](int from, int64_t expected, int64_t bytes, int tag_got) {
       check_message({.peer = from, .bytes = expected}, bytes, tag, uint32_t(tag_got));
@@ -162,12 +174,23 @@ void MpiCommunicator::exchange(std::span<const Outgoing> outgoing,
   }
 }
 
-void MpiCommunicator::wait(Requests& requests) {
+// Receives what is awaited as it comes, one message from a rank.
+void MpiCommunicator::wait(Requests& requests, std::vector<Incoming> awaited) {
+  Clock::time_point sleep_from = Clock::now() + (awaited.empty() ? kPollTime : kAwaitTime);
+  std::chrono::microseconds sleep = kSleepTime;
   const auto done = [&] {
     const std::lock_guard lock(runtime_.calling);
-    return requests.test();
+    const size_t come = std::erase_if(awaited, [&](const Incoming& message) {
+      if (!requests.has_come(message.peer)) return false;
+      requests.receive(message.peer, message.data, message.bytes);
+      return true;
+    });
+    if (come > 0) {
+      sleep_from = Clock::now() + kPollTime;
+      sleep = kSleepTime;
+    }
+    return awaited.empty() && requests.test();
   };
-  const Clock::time_point sleep_from = Clock::now() + kPollTime;
   while (!done()) {
     if (cancelled_) {
       throw Error(ExitCode::hang, "a communicator was dropped with verbs in flight");
@@ -175,7 +198,8 @@ void MpiCommunicator::wait(Requests& requests) {
     if (Clock::now() < sleep_from) {
       std::this_thread::yield();
     } else {
-      std::this_thread::sleep_for(kSleepTime);
+      std::this_thread::sleep_for(sleep);
+      if (!awaited.empty()) sleep = std::min(2 * sleep, kLongestSleep);
     }
   }
 }

@@ -522,10 +522,13 @@ TEST_P(Contract, DisagreeingRanksAreToldSo) {
 // Point to point nobody compares beforehand: the receiver finds out, and the group is broken.
 TEST_P(Contract, AMessageOfAnotherSizeIsRefusedByItsReceiver) {
   if (!host_memory()) GTEST_SKIP();
-  for (const int64_t sent : {3, 5, 900}) {
-    run([&](Communicator& comm) {
+  using Elements = std::pair<int64_t, int64_t>;
+  const Elements cases[] = {{3, 4}, {5, 4}, {900, 4}, {899, 900}, {901, 900}};
+  for (const auto& [sent, expected] : cases) {
+    const int64_t count = sent, wanted = expected;
+    run([=](Communicator& comm) {
       if (comm.size() == 1) return;
-      Values data(DType::f64, sent), room(DType::f64, 4);
+      Values data(DType::f64, count), room(DType::f64, wanted);
       if (comm.rank() == 0) {
         const auto group = comm.split(0, 0);
         EXPECT_THROW(group->recv(room.view(), 1).wait(), Error);
