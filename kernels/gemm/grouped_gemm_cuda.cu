@@ -3,6 +3,7 @@
 #include "kernels/gemm/gemm_cuda.h"
 #include "kernels/gemm/gemm_plain.cuh"
 #include "kernels/gemm/grouped_gemm_mma.h"
+#include "kernels/gemm/grouped_gemm_wgmma.h"
 #include "kernels/gemm/groups.cuh"
 
 namespace sluice::cuda {
@@ -44,7 +45,9 @@ void grouped_gemm(const Context& ctx, const GroupedGemm& args) {
   const int64_t rows = args.a.dim(0), K = args.a.dim(1), N = args.c.dim(1);
   const int64_t groups = args.offsets.numel() - 1;
   if (N == 0 || rows == 0) return;
-  if (fits_grouped_mma(args)) return grouped_gemm_mma(ctx, args);
+  if (fits_grouped_mma(args)) {
+    return fits_grouped_wgmma(args) ? grouped_gemm_wgmma(ctx, args) : grouped_gemm_mma(ctx, args);
+  }
   const int64_t stride = args.weights.row_stride;
   dispatch_float(args.a.dtype, [&]<class T>() {
     const PlainProduct<T, T> product{.a = pointer<T>(args.a),
@@ -73,7 +76,10 @@ void grouped_gemm_weight(const Context& ctx, const GroupedGemmWeight& args) {
   const int64_t M = args.a.dim(1), N = args.b.dim(1);
   const int64_t groups = args.offsets.numel() - 1;
   if (M == 0 || N == 0) return;
-  if (fits_grouped_mma(args)) return grouped_gemm_weight_mma(ctx, args);
+  if (fits_grouped_mma(args)) {
+    return fits_grouped_wgmma(args) ? grouped_gemm_weight_wgmma(ctx, args)
+                                    : grouped_gemm_weight_mma(ctx, args);
+  }
   dispatch_float(args.a.dtype, [&]<class T>() {
     const PlainProduct<T, float> product{.a = pointer<T>(args.a),
                                          .a_row = 1,

@@ -5,10 +5,9 @@
 // x 32 would take a product, and the shared memory keeps up with the tensor cores.
 #include "kernels/gemm/grouped_gemm_mma.h"
 
-#include "kernels/device/dispatch.cuh"
 #include "kernels/device/launch.cuh"
 #include "kernels/device/mma.cuh"
-#include "kernels/gemm/groups.cuh"
+#include "kernels/gemm/grouped_product.cuh"
 
 namespace sluice::cuda {
 
@@ -19,59 +18,6 @@ constexpr int kThreads = 128;
 constexpr int kWarpSize = 64;  // of a warp's tile, both ways
 constexpr int kTileElements = kSize * kDepth;
 constexpr size_t kSharedBytes = size_t(kStages) * 2 * kTileElements * sizeof(Bf16);
-
-// What is grouped, and how B lies in memory.
-enum class Form {
-  rows_nk,  // groups of rows; B is (N, K)
-  rows_kn,  // groups of rows; B is (K, N)
-  inner,    // groups of the inner dimension; A is (K, M), B is (K, N), C is f32 and accumulated
-};
-
-struct Product {
-  const Bf16* a;
-  int64_t a_stride;
-  const Bf16* b;
-  int64_t b_stride, b_group;
-  void* c;
-  int64_t c_stride, c_group;
-  int64_t M, N, K;  // M or K: of all groups together
-  const int64_t* offsets;
-  int groups;
-  int row_tiles, column_tiles;  // of a group where the inner dimension is grouped
-  float beta;
-};
-
-// The tile of a block.
-struct Place {
-  int group = -1;  // -1: none
-  int64_t m, m_end, n, k, k_end;
-};
-
-template <Form kForm>
-__device__ Place place_of(const Product& p) {
-  Place place;
-  if constexpr (kForm == Form::inner) {
-    const int64_t tiles = int64_t(p.row_tiles) * p.column_tiles;
-    const int group = int(blockIdx.x / tiles);
-    const BandedTile tile(blockIdx.x % tiles, p.row_tiles, p.column_tiles);
-    place.m = int64_t(tile.row) * kSize;
-    place.m_end = p.M;
-    place.n = int64_t(tile.column) * kSize;
-    place.k = p.offsets[group];
-    place.k_end = p.offsets[group + 1];
-    if (place.k < place.k_end) place.group = group;
-  } else {
-    const BandedTile tile(blockIdx.x, p.row_tiles, p.column_tiles);
-    const GroupTile rows = find_group_tile<kSize>(p.offsets, p.groups, tile.row);
-    place.group = rows.group;
-    place.m = rows.begin;
-    place.m_end = rows.end;
-    place.n = int64_t(tile.column) * kSize;
-    place.k = 0;
-    place.k_end = p.K;
-  }
-  return place;
-}
 
 // Slices of one operand, of which this thread copies eight pieces of 16 bytes each. Zeros beyond
 // the operand's ends: what lies there is another group's, or nobody's.
@@ -121,9 +67,9 @@ struct Sums {
 };
 
 // One slice, for the warp whose tile begins at (m, n) of the block's.
-template <Form kForm>
+template <GroupedForm kForm>
 __device__ void multiply(const Bf16* a, const Bf16* b, int m, int n, Sums& sums) {
-  constexpr bool kAByK = kForm == Form::inner, kBByK = kForm != Form::rows_nk;
+  constexpr bool kAByK = kForm == GroupedForm::inner, kBByK = kForm != GroupedForm::rows_nk;
   const typename Operand<kAByK>::Tile a_tile{const_cast<Bf16*>(a)};
   const typename Operand<kBByK>::Tile b_tile{const_cast<Bf16*>(b)};
 #pragma unroll
@@ -149,9 +95,9 @@ __device__ void multiply(const Bf16* a, const Bf16* b, int m, int n, Sums& sums)
 
 // Through shared memory, so that a row is written 16 bytes at a time. beta C is added in f32 to the
 // sum already rounded to bf16: as if the product had been stored and added.
-__device__ void store_bf16(const Sums& sums, int warp_m, int warp_n, Bf16* shared, const Product& p,
-                           const Place& place) {
-  const SharedTile<kSize> tile{shared};
+__device__ void store_bf16(const Sums& sums, int warp_m, int warp_n, Bf16* shared,
+                           const GroupedProduct& p, const GroupedTile& tile) {
+  const SharedTile<kSize> rounded{shared};
 #pragma unroll
   for (int i = 0; i < kWarpSize / kMmaM; ++i) {
 #pragma unroll
@@ -159,19 +105,19 @@ __device__ void store_bf16(const Sums& sums, int warp_m, int warp_n, Bf16* share
       const Accumulator& sum = sums.tiles[i][j];
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        Bf16* const to = tile.element(warp_m + i * kMmaM + Accumulator::row(2 * half),
-                                      warp_n + j * kMmaN + Accumulator::column(0));
+        Bf16* const to = rounded.element(warp_m + i * kMmaM + Accumulator::row(2 * half),
+                                         warp_n + j * kMmaN + Accumulator::column(0));
         *reinterpret_cast<uint32_t*>(to) =
             pack_bf16(sum.values[2 * half], sum.values[2 * half + 1]);
       }
     }
   }
   __syncthreads();
-  Bf16* const c = static_cast<Bf16*>(p.c) + place.m * p.c_stride + place.n;
+  Bf16* const c = static_cast<Bf16*>(p.c) + tile.m * p.c_stride + tile.n;
   for (int i = int(threadIdx.x); i < kSize * kSize / 8; i += kThreads) {
     const int row = i / (kSize / 8), column = i % (kSize / 8) * 8;
-    if (place.m + row >= place.m_end || place.n + column >= p.N) continue;
-    Pack<Bf16> result = Pack<Bf16>::load(tile.piece(row, column));
+    if (tile.m + row >= tile.m_end || tile.n + column >= p.N) continue;
+    Pack<Bf16> result = Pack<Bf16>::load(rounded.piece(row, column));
     Bf16* const to = c + row * p.c_stride + column;
     if (p.beta != 0) {
       const Pack<Bf16> old = Pack<Bf16>::load(to);
@@ -186,19 +132,19 @@ __device__ void store_bf16(const Sums& sums, int warp_m, int warp_n, Bf16* share
 }
 
 // A quad of lanes has 32 bytes of a row.
-__device__ void accumulate_f32(const Sums& sums, int warp_m, int warp_n, const Product& p,
-                               const Place& place) {
-  float* const c = static_cast<float*>(p.c) + place.group * p.c_group;
+__device__ void accumulate_f32(const Sums& sums, int warp_m, int warp_n, const GroupedProduct& p,
+                               const GroupedTile& tile) {
+  float* const c = static_cast<float*>(p.c) + tile.group * p.c_group;
 #pragma unroll
   for (int i = 0; i < kWarpSize / kMmaM; ++i) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int64_t m = place.m + warp_m + i * kMmaM + Accumulator::row(2 * half);
-      if (m >= place.m_end) continue;
+      const int64_t m = tile.m + warp_m + i * kMmaM + Accumulator::row(2 * half);
+      if (m >= tile.m_end) continue;
       float2* const row = reinterpret_cast<float2*>(c + m * p.c_stride);
 #pragma unroll
       for (int j = 0; j < kWarpSize / kMmaN; ++j) {
-        const int64_t n = place.n + warp_n + j * kMmaN + Accumulator::column(0);
+        const int64_t n = tile.n + warp_n + j * kMmaN + Accumulator::column(0);
         if (n >= p.N) continue;
         const Accumulator& sum = sums.tiles[i][j];
         const float2 old = row[n / 2];
@@ -208,15 +154,15 @@ __device__ void accumulate_f32(const Sums& sums, int warp_m, int warp_n, const P
   }
 }
 
-template <Form kForm>
-__global__ void __launch_bounds__(kThreads, 2) grouped_mma_kernel(Product p) {
+template <GroupedForm kForm>
+__global__ void __launch_bounds__(kThreads, 2) grouped_mma_kernel(GroupedProduct p) {
   extern __shared__ __align__(128) Bf16 shared[];
-  const Place place = place_of<kForm>(p);
-  if (place.group < 0) return;
-  Operand<kForm == Form::inner> a(p.a, p.a_stride, place.m, place.m_end, place.k, place.k_end);
-  Operand<kForm != Form::rows_nk> b(p.b + place.group * p.b_group, p.b_stride, place.n, p.N,
-                                    place.k, place.k_end);
-  const int slices = int((place.k_end - place.k + kDepth - 1) / kDepth);
+  const GroupedTile tile = GroupedTiles<kForm, kSize, kSize>(p)[blockIdx.x];
+  if (tile.group < 0) return;
+  Operand<kForm == GroupedForm::inner> a(p.a, p.a_stride, tile.m, tile.m_end, tile.k, tile.k_end);
+  Operand<kForm != GroupedForm::rows_nk> b(p.b + tile.group * p.b_group, p.b_stride, tile.n, p.N,
+                                           tile.k, tile.k_end);
+  const int slices = int((tile.k_end - tile.k + kDepth - 1) / kDepth);
   const auto begin_copy = [&](int slice) {
     Bf16* const to = shared + slice % kStages * 2 * kTileElements;
     if (slice < slices) {
@@ -238,23 +184,20 @@ __global__ void __launch_bounds__(kThreads, 2) grouped_mma_kernel(Product p) {
     const Bf16* const at = shared + slice % kStages * 2 * kTileElements;
     multiply<kForm>(at, at + kTileElements, warp_m, warp_n, sums);
   }
-  if constexpr (kForm == Form::inner) {
-    accumulate_f32(sums, warp_m, warp_n, p, place);
+  if constexpr (kForm == GroupedForm::inner) {
+    accumulate_f32(sums, warp_m, warp_n, p, tile);
   } else {
     __syncthreads();
-    store_bf16(sums, warp_m, warp_n, shared, p, place);
+    store_bf16(sums, warp_m, warp_n, shared, p, tile);
   }
 }
 
-bool in_packs(const ConstTensorView& view) {
-  const int64_t width = int64_t(size_of(view.dtype));
-  return reinterpret_cast<uintptr_t>(view.data) % 16 == 0 && view.row_stride * width % 16 == 0 &&
-         view.row_size() * width % 16 == 0;
-}
-
-template <Form kForm>
-void launch_mma(const Context& ctx, const char* name, const Product& product, int64_t blocks) {
-  launch(ctx, name, {.blocks = unsigned(blocks), .threads = kThreads, .shared_bytes = kSharedBytes},
+template <GroupedForm kForm>
+void launch_mma(const Context& ctx, const char* name, const GroupedProduct& product) {
+  launch(ctx, name,
+         {.blocks = unsigned(GroupedTiles<kForm, kSize, kSize>::bound(product)),
+          .threads = kThreads,
+          .shared_bytes = kSharedBytes},
          grouped_mma_kernel<kForm>, product);
 }
 
@@ -270,53 +213,16 @@ bool fits_grouped_mma(const GroupedGemmWeight& args) {
 }
 
 void grouped_gemm_mma(const Context& ctx, const GroupedGemm& args) {
-  const int64_t rows = args.a.dim(0), N = args.c.dim(1);
-  const int64_t groups = args.offsets.numel() - 1;
-  const Product product{.a = pointer<Bf16>(args.a),
-                        .a_stride = args.a.row_stride,
-                        .b = pointer<Bf16>(args.weights),
-                        .b_stride = args.weights.row_stride,
-                        .b_group = args.weights.dim(1) * args.weights.row_stride,
-                        .c = args.c.data,
-                        .c_stride = args.c.row_stride,
-                        .c_group = 0,
-                        .M = rows,
-                        .N = N,
-                        .K = args.a.dim(1),
-                        .offsets = args.offsets.as<int64_t>(),
-                        .groups = int(groups),
-                        .row_tiles = int(max_row_tiles(rows, groups, kSize)),
-                        .column_tiles = int(ceil_div(N, kSize)),
-                        .beta = float(args.beta)};
-  const int64_t blocks = int64_t(product.row_tiles) * product.column_tiles;
+  const GroupedProduct product(args);
   if (args.transpose_weights) {
-    launch_mma<Form::rows_nk>(ctx, "grouped_gemm", product, blocks);
+    launch_mma<GroupedForm::rows_nk>(ctx, "grouped_gemm", product);
   } else {
-    launch_mma<Form::rows_kn>(ctx, "grouped_gemm", product, blocks);
+    launch_mma<GroupedForm::rows_kn>(ctx, "grouped_gemm", product);
   }
 }
 
 void grouped_gemm_weight_mma(const Context& ctx, const GroupedGemmWeight& args) {
-  const int64_t M = args.a.dim(1), N = args.b.dim(1);
-  const int64_t groups = args.offsets.numel() - 1;
-  const Product product{.a = pointer<Bf16>(args.a),
-                        .a_stride = args.a.row_stride,
-                        .b = pointer<Bf16>(args.b),
-                        .b_stride = args.b.row_stride,
-                        .b_group = 0,
-                        .c = args.weights.data,
-                        .c_stride = args.weights.row_stride,
-                        .c_group = M * args.weights.row_stride,
-                        .M = M,
-                        .N = N,
-                        .K = args.a.dim(0),
-                        .offsets = args.offsets.as<int64_t>(),
-                        .groups = int(groups),
-                        .row_tiles = int(ceil_div(M, kSize)),
-                        .column_tiles = int(ceil_div(N, kSize)),
-                        .beta = 1};
-  launch_mma<Form::inner>(ctx, "grouped_gemm_weight", product,
-                          groups * product.row_tiles * product.column_tiles);
+  launch_mma<GroupedForm::inner>(ctx, "grouped_gemm_weight", GroupedProduct(args));
 }
 
 }  // namespace sluice::cuda

@@ -18,6 +18,15 @@ struct GroupTile {
   int64_t end = 0;    // of the group
 };
 
+// Tiles of kTileRows rows that the groups have. Called by whole warps.
+template <int kTileRows>
+__device__ inline int count_group_tiles(const int64_t* offsets, int groups) {
+  int tiles = 0;
+  for (int group = int(threadIdx.x) % kWarp; group < groups; group += kWarp)
+    tiles += int((offsets[group + 1] - offsets[group] + kTileRows - 1) / kTileRows);
+  return __reduce_add_sync(kFullWarp, tiles);
+}
+
 // The `tile`-th tile of kTileRows rows, groups in order. Called by whole warps; the same on all
 // lanes. Groups are counted 32 at a time.
 template <int kTileRows>

@@ -2,6 +2,7 @@
 
 #include "kernels/device/dispatch.cuh"
 #include "kernels/device/launch.cuh"
+#include "kernels/device/mma.cuh"
 #include "kernels/device/reduce.cuh"
 
 namespace sluice::cuda {
@@ -10,6 +11,14 @@ namespace {
 
 constexpr int kRowThreads = 512;
 constexpr int kInFlight = 4;  // loads of 16 bytes by a thread before it computes
+// Of a row in shared memory: two blocks share the 227 KB of an SM.
+constexpr size_t kMostSharedRow = size_t{112} << 10;
+
+enum class Pass {
+  loss,             // losses alone: the row is read once
+  gradient,         // the row is read again, from the L2 cache at best
+  gradient_shared,  // the row waits for its second use in shared memory
+};
 
 template <class T>
 struct XentRows {
@@ -97,10 +106,11 @@ __device__ ExpSum exp_sum_of(const T* logits, int V) {
   return sum;
 }
 
-// logits = factor * exp(logits - largest), less `scale` at the target.
+// gradient = factor * exp(logits - largest), less `scale` at the target. Each thread reads what it
+// read in the first pass, and may write it to the same place.
 template <class T>
-__device__ void write_gradient(T* logits, int V, int target, float largest, float factor,
-                               float scale) {
+__device__ void write_gradient(const T* logits, T* gradient, int V, int target, float largest,
+                               float factor, float scale) {
   constexpr int kWidth = Pack<T>::kWidth;
   constexpr int kStep = kRowThreads * kWidth;
   for (int first = int(threadIdx.x) * kWidth; first < V; first += kInFlight * kStep) {
@@ -119,7 +129,7 @@ __device__ void write_gradient(T* logits, int V, int target, float largest, floa
         const float share = factor * __expf(x.values[j] - largest);
         packs[i].values[j] = from_float<T>(at + j == target ? share - scale : share);
       }
-      packs[i].store(logits + at);
+      packs[i].store(gradient + at);
     }
   }
 }
@@ -129,11 +139,25 @@ __device__ void fill(T* logits, int V, float value) {
   for (int v = int(threadIdx.x); v < V; v += kRowThreads) logits[v] = from_float<T>(value);
 }
 
-// A block a row. The first pass finds maximum and sum together; the second reads the row again,
-// which is then in the L2 cache (two rows an SM: 27 MB where a row is 100 KB). So device memory
-// sees each logit read once and each gradient written once: 4 bytes an element in bf16, 0.14 ms for
-// 2048 tokens of a vocabulary of 50288.
-template <class T, bool kWithGradient>
+// The row into shared memory. A thread copies the pieces that it reads itself: no barrier is
+// needed.
+template <class T>
+__device__ const T* copy_row(const T* logits, int V) {
+  extern __shared__ __align__(16) uint8_t shared[];
+  T* const row = reinterpret_cast<T*>(shared);
+  constexpr int kWidth = Pack<T>::kWidth;
+  for (int i = int(threadIdx.x) * kWidth; i < V; i += kRowThreads * kWidth)
+    copy_async_16(row + i, logits + i);
+  commit_copies();
+  wait_copies<0>();
+  return row;
+}
+
+// A block a row. The first pass finds maximum and sum together, the second writes the gradient.
+// Device memory sees each logit read once and each gradient written once: 4 bytes an element in
+// bf16, 0.14 ms for 2048 tokens of a vocabulary of 50288. Two blocks an SM: while one computes
+// (two exponentials an element), the other one's row travels.
+template <class T, Pass kPass>
 __global__ void __launch_bounds__(kRowThreads, 2) xent_rows_kernel(XentRows<T> p) {
   __shared__ float room[kRowThreads / kWarp];
   const int64_t token = p.first + blockIdx.x;
@@ -144,18 +168,29 @@ __global__ void __launch_bounds__(kRowThreads, 2) xent_rows_kernel(XentRows<T> p
   if (target < 0 || target >= p.V) {
     const float result = target == -1 ? 0.0f : NAN;
     if (threadIdx.x == 0) loss = result;
-    if constexpr (kWithGradient) fill(logits, p.V, result);
+    if constexpr (kPass != Pass::loss) fill(logits, p.V, result);
     return;
   }
   const float weight = p.weights != nullptr ? p.weights[b * p.weights_stride + t] : 1.0f;
-  const ExpSum all = reduce(exp_sum_of(logits, p.V), room);
+  const T* const row = kPass == Pass::gradient_shared ? copy_row<T>(logits, p.V) : logits;
+  const ExpSum all = reduce(exp_sum_of(row, p.V), room);
   const float target_logit = to_float(logits[target]);
   if (threadIdx.x == 0) loss = weight * (logf(all.sum) + (all.largest - target_logit));
-  if constexpr (kWithGradient) {
+  if constexpr (kPass != Pass::loss) {
     __syncthreads();  // the target's logit has been read
     const float scale = p.loss_scale * weight;
-    write_gradient(logits, p.V, target, all.largest, scale / all.sum, scale);
+    write_gradient(row, logits, p.V, target, all.largest, scale / all.sum, scale);
   }
+}
+
+template <class T, Pass kPass>
+void launch_rows(const Context& ctx, const XentRows<T>& rows, int64_t count) {
+  const bool shared = kPass == Pass::gradient_shared;
+  launch(ctx, "linear_xent",
+         {.blocks = unsigned(count),
+          .threads = kRowThreads,
+          .shared_bytes = shared ? size_t(ceil_div(rows.V, 16)) * 16 * sizeof(T) : 0},
+         xent_rows_kernel<T, kPass>, rows);
 }
 
 constexpr int kSumThreads = 1024;
@@ -194,10 +229,11 @@ void xent_chunk(const Context& ctx, const XentChunk& chunk) {
         .losses_stride = chunk.losses.row_stride,
         .loss_scale = float(chunk.loss_scale),
     };
-    const auto kernel =
-        chunk.with_gradient ? xent_rows_kernel<T, true> : xent_rows_kernel<T, false>;
-    launch(ctx, "linear_xent", {.blocks = unsigned(chunk.logits.rows()), .threads = kRowThreads},
-           kernel, rows);
+    const int64_t count = chunk.logits.rows();
+    if (!chunk.with_gradient) return launch_rows<T, Pass::loss>(ctx, rows, count);
+    if (size_t(rows.V + 16) * sizeof(T) <= kMostSharedRow)
+      return launch_rows<T, Pass::gradient_shared>(ctx, rows, count);
+    launch_rows<T, Pass::gradient>(ctx, rows, count);
   });
 }
 

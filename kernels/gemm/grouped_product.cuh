@@ -1,0 +1,120 @@
+// What the grouped kernels on tensor cores are given, and which tile of it a block makes.
+#pragma once
+
+#include "kernels/device/dispatch.cuh"
+#include "kernels/gemm/gemm.h"
+#include "kernels/gemm/groups.cuh"
+
+namespace sluice::cuda {
+
+// What is grouped, and how B lies in memory.
+enum class GroupedForm {
+  rows_nk,  // groups of rows; B is (N, K)
+  rows_kn,  // groups of rows; B is (K, N)
+  inner,    // groups of the inner dimension; A is (K, M), B is (K, N), C is f32 and accumulated
+};
+
+struct GroupedProduct {
+  const Bf16* a;
+  int64_t a_stride;
+  const Bf16* b;
+  int64_t b_stride, b_group;
+  void* c;
+  int64_t c_stride, c_group;
+  int64_t M, N, K;  // M or K: of all groups together
+  const int64_t* offsets;
+  int groups;
+  float beta;
+
+  explicit GroupedProduct(const GroupedGemm& args)
+      : a(pointer<Bf16>(args.a)),
+        a_stride(args.a.row_stride),
+        b(pointer<Bf16>(args.weights)),
+        b_stride(args.weights.row_stride),
+        b_group(args.weights.dim(1) * args.weights.row_stride),
+        c(args.c.data),
+        c_stride(args.c.row_stride),
+        c_group(0),
+        M(args.a.dim(0)),
+        N(args.c.dim(1)),
+        K(args.a.dim(1)),
+        offsets(args.offsets.as<int64_t>()),
+        groups(int(args.offsets.numel() - 1)),
+        beta(float(args.beta)) {}
+  explicit GroupedProduct(const GroupedGemmWeight& args)
+      : a(pointer<Bf16>(args.a)),
+        a_stride(args.a.row_stride),
+        b(pointer<Bf16>(args.b)),
+        b_stride(args.b.row_stride),
+        b_group(0),
+        c(args.weights.data),
+        c_stride(args.weights.row_stride),
+        c_group(args.weights.dim(1) * args.weights.row_stride),
+        M(args.a.dim(1)),
+        N(args.b.dim(1)),
+        K(args.a.dim(0)),
+        offsets(args.offsets.as<int64_t>()),
+        groups(int(args.offsets.numel() - 1)),
+        beta(1) {}
+};
+
+// A tile of C: rows [m, m_end) as far as they are in the tile, columns from n on, sums over
+// [k, k_end).
+struct GroupedTile {
+  int group = -1;  // -1: nothing to do
+  int64_t m, m_end, n, k, k_end;
+};
+
+// All tiles of kRows x kColumns of a product, in an order that keeps neighbours in the L2 cache.
+// Built and asked by whole warps.
+template <GroupedForm kForm, int kRows, int kColumns>
+struct GroupedTiles {
+  const GroupedProduct& p;
+  int row_tiles, column_tiles;  // of all groups; of one where the inner dimension is grouped
+
+  __device__ explicit GroupedTiles(const GroupedProduct& product) : p(product) {
+    column_tiles = int((p.N + kColumns - 1) / kColumns);
+    row_tiles = kForm == GroupedForm::inner ? int((p.M + kRows - 1) / kRows)
+                                            : count_group_tiles<kRows>(p.offsets, p.groups);
+  }
+  // On the host: of which there are at most so many.
+  static int64_t bound(const GroupedProduct& p) {
+    const int64_t columns = (p.N + kColumns - 1) / kColumns;
+    if (kForm == GroupedForm::inner) return p.groups * ((p.M + kRows - 1) / kRows) * columns;
+    return max_row_tiles(p.M, p.groups, kRows) * columns;
+  }
+
+  __device__ int64_t count() const {
+    return int64_t(row_tiles) * column_tiles * (kForm == GroupedForm::inner ? p.groups : 1);
+  }
+  __device__ GroupedTile operator[](int64_t index) const {
+    GroupedTile tile;
+    if (index >= count()) return tile;
+    if constexpr (kForm == GroupedForm::inner) {
+      const int64_t tiles = int64_t(row_tiles) * column_tiles;
+      const int group = int(index / tiles);
+      const BandedTile at(index % tiles, row_tiles, column_tiles);
+      tile = {-1,
+              int64_t(at.row) * kRows,
+              p.M,
+              int64_t(at.column) * kColumns,
+              p.offsets[group],
+              p.offsets[group + 1]};
+      if (tile.k < tile.k_end) tile.group = group;
+    } else {
+      const BandedTile at(index, row_tiles, column_tiles);
+      const GroupTile rows = find_group_tile<kRows>(p.offsets, p.groups, at.row);
+      tile = {rows.group, rows.begin, rows.end, int64_t(at.column) * kColumns, 0, p.K};
+    }
+    return tile;
+  }
+};
+
+// Rows of whole, aligned 16 bytes.
+inline bool in_packs(const ConstTensorView& view) {
+  const int64_t width = int64_t(size_of(view.dtype));
+  return reinterpret_cast<uintptr_t>(view.data) % 16 == 0 && view.row_stride * width % 16 == 0 &&
+         view.row_size() * width % 16 == 0;
+}
+
+}  // namespace sluice::cuda
