@@ -1,9 +1,9 @@
 // B batch, T queries, S keys, Hq query heads, Hkv key-value heads, hd head dim
 //
-// A block owns 128 queries of one head: they and their dq are in registers. It walks the tiles of
-// 64 keys that they see. The floor is 6 hd FLOPs for a pair of query and key, of which 4 hd are
-// formed by the other kernel of the backward too: the price of adding in a fixed order without
-// going through memory.
+// A block owns 128 queries of one head and their dq, in registers; it walks the tiles of 64 keys
+// that they see. The floor is 6 hd FLOPs for a pair of query and key, of which 4 hd are formed by
+// the other kernel of the backward too: the price of adding in a fixed order without going through
+// memory.
 // Shared memory: 128 queries, their dy and 3 x (keys + values) = 160 KB at hd 128.
 #include <cmath>
 
@@ -129,16 +129,14 @@ __global__ void __launch_bounds__(kTensorThreads, 1)
 
   const QueryRows rows(p, b, h, first);
   const float scale_log2 = p.scale * kLog2E;
-  FragmentA queries[kHd / kMmaK], ds[kKeys / kMmaK];
+  FragmentA ds[kKeys / kMmaK];
   Accumulator dq[kHd / 8], scores[kKeys / 8], dp[kKeys / 8];
-  wait_tiles<1>();
-  load_rows(queries, tiles.queries());
   for (int tile = 0; tile < count; ++tile) {
     wait_products<0>(dq);  // so that the tile before this one may be written over
     wait_tiles<1>();
     copy_keys(tile + 2);
-    begin_products(scores, queries);
-    dot_rows(scores, queries, tiles.keys(tile));
+    begin_products(scores);
+    dot_rows(scores, tiles.queries(), tiles.keys(tile));
     end_products();
     begin_products(dp);
     dot_rows(dp, tiles.dy(), tiles.values(tile));

@@ -152,7 +152,7 @@ __device__ void add_rows(Accumulator (&d)[kHd / 8], FragmentA (&a)[kRows / kMmaK
     } else {
 #pragma unroll
       for (int n = 0; n < kHd; n += 16) {
-        const FragmentPairB pair = load_b_transposed(b, k, n);
+        const FragmentPairB pair = load_b_transposed(b, n, k);
         mma(d[n / 8], a[k / kMmaK], pair.halves[0]);
         mma(d[n / 8 + 1], a[k / kMmaK], pair.halves[1]);
       }
