@@ -1,6 +1,7 @@
 #include "kernels/adamw/adamw.h"
 
 #include "kernels/adamw/adamw_cpu.h"
+#include "kernels/adamw/adamw_cuda.h"
 #include "kernels/core/dispatch.h"
 
 namespace sluice {
@@ -21,7 +22,10 @@ void adamw(const Context& ctx, const AdamW& args) {
   SLUICE_CHECK(args.eps > 0, "eps must be positive, got ", args.eps);
   SLUICE_CHECK(args.first >= 0, "first is an index, got ", args.first);
   if (ctx.counting()) return;
-  if (!ctx.device.is_cpu()) fail_no_cuda("adamw");
+  if (ctx.device.is_cuda()) {
+    if constexpr (kBuiltWithCuda) return cuda::adamw(ctx, args);
+    fail_no_cuda("adamw");
+  }
   dispatch_float(dtype, [&]<class T>() { cpu::adamw<T>(args); });
 }
 

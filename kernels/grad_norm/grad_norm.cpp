@@ -24,8 +24,15 @@ void ordered_sum(const Context& ctx, const OrderedSum& args) {
   expect("values", args.values, {n}, DType::f64, ctx.device);
   expect("places", args.places, {m}, DType::i64, ctx.device);
   expect("sum", args.sum, {1}, DType::f64, ctx.device);
+  const ArenaScope scope(*ctx.scratch);
+  if (ctx.device.is_cuda()) {
+    const int64_t blocks = cuda::sum_blocks(m).count;
+    const TensorView partial = ctx.scratch->alloc({blocks}, DType::f64);
+    if (ctx.counting()) return;
+    if constexpr (kBuiltWithCuda) return cuda::ordered_sum(ctx, args, partial);
+    fail_no_cuda("ordered_sum");
+  }
   if (ctx.counting()) return;
-  if (!ctx.device.is_cpu()) fail_no_cuda("ordered_sum");
   cpu::ordered_sum(args);
 }
 
@@ -38,7 +45,10 @@ void clip_gradient(const Context& ctx, const ClipGradient& args) {
   expect("apply", args.apply, {1}, DType::f64, ctx.device);
   SLUICE_CHECK(args.clip >= 0, "clip must not be negative, got ", args.clip);
   if (ctx.counting()) return;
-  if (!ctx.device.is_cpu()) fail_no_cuda("clip_gradient");
+  if (ctx.device.is_cuda()) {
+    if constexpr (kBuiltWithCuda) return cuda::clip_gradient(ctx, args);
+    fail_no_cuda("clip_gradient");
+  }
   cpu::clip_gradient(args);
 }
 

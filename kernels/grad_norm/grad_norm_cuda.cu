@@ -43,6 +43,47 @@ __global__ void __launch_bounds__(kThreads)
   if (threadIdx.x == 0) sums[blockIdx.x] = sum;
 }
 
+// Block b sums its range of places, thread after thread.
+__global__ void __launch_bounds__(kThreads)
+    sum_places_kernel(const double* values, const int64_t* places, RowBlocks blocks,
+                      double* partial) {
+  __shared__ double room[kThreads / kWarp];
+  double sum = 0;
+  const int64_t end = blocks.end(blockIdx.x);
+  for (int64_t i = blocks.begin(blockIdx.x) + threadIdx.x; i < end; i += kThreads)
+    sum += values[places[i]];
+  sum = block_sum<kThreads>(sum, room);
+  if (threadIdx.x == 0) partial[blockIdx.x] = sum;
+}
+
+// One warp.
+__global__ void sum_partials_kernel(const double* partial, int64_t count, double* total) {
+  double sum = 0;
+  for (int64_t i = threadIdx.x; i < count; i += kWarp) sum += partial[i];
+  sum = warp_sum(sum);
+  if (threadIdx.x == 0) *total = sum;
+}
+
+struct Clipping {
+  const double* squares;
+  int64_t n;
+  const double* loss;
+  double clip;
+  double* norm;
+  double* grad_scale;
+  double* apply;
+};
+
+// One thread: squares are as many as there are groups of parameters.
+__global__ void clip_gradient_kernel(Clipping a) {
+  double squared = 0;
+  for (int64_t i = 0; i < a.n; ++i) squared += a.squares[i];
+  const double norm = sqrt(squared);
+  *a.norm = norm;
+  *a.grad_scale = a.clip > 0 && norm > a.clip ? a.clip / norm : 1;
+  *a.apply = isfinite(norm) && isfinite(*a.loss) ? 1 : 0;
+}
+
 }  // namespace
 
 void block_squares(const Context& ctx, const BlockSquares& args) {
@@ -51,6 +92,26 @@ void block_squares(const Context& ctx, const BlockSquares& args) {
   launch(ctx, "block_squares", {.blocks = unsigned(args.sums.numel()), .threads = kThreads},
          aligned ? block_squares_kernel<true> : block_squares_kernel<false>, x, args.x.numel(),
          args.sums.as<double>());
+}
+
+void ordered_sum(const Context& ctx, const OrderedSum& args, TensorView partial) {
+  const RowBlocks blocks = sum_blocks(args.places.numel());
+  launch(ctx, "ordered_sum", {.blocks = unsigned(blocks.count), .threads = kThreads},
+         sum_places_kernel, args.values.as<double>(), args.places.as<int64_t>(), blocks,
+         partial.as<double>());
+  launch(ctx, "ordered_sum", {.blocks = 1, .threads = kWarp}, sum_partials_kernel,
+         partial.as<double>(), blocks.count, args.sum.as<double>());
+}
+
+void clip_gradient(const Context& ctx, const ClipGradient& args) {
+  launch(ctx, "clip_gradient", {.blocks = 1, .threads = 1}, clip_gradient_kernel,
+         Clipping{.squares = args.squares.as<double>(),
+                  .n = args.squares.numel(),
+                  .loss = args.loss.as<double>(),
+                  .clip = args.clip,
+                  .norm = args.norm.as<double>(),
+                  .grad_scale = args.grad_scale.as<double>(),
+                  .apply = args.apply.as<double>()});
 }
 
 }  // namespace sluice::cuda

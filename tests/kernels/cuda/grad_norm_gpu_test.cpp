@@ -52,5 +52,58 @@ TEST(GradNormGpu, NothingAndInfinity) {
   EXPECT_EQ(side.download(sums)[0], infinity);
 }
 
+TEST(OrderedSumGpu, AgreesWithCpu) {
+  for (const int64_t n : {1, 100, 129, 70001}) {
+    check_on_gpu(
+        [n](Side& side) {
+          std::vector<double> values(n), places(n);
+          for (int64_t i = 0; i < n; ++i) {
+            values[i] = random_uniform({.seed = 5, .stream = 1}, i);
+            places[i] = double(i * 7919 % n);
+          }
+          ordered_sum(side.ctx(), {.values = side.values({n}, DType::f64, values),
+                                   .places = side.values({n}, DType::i64, places),
+                                   .sum = side.output("sum", {1}, DType::f64)});
+        },
+        kBounds);
+  }
+}
+
+// Clips, does not need to, may not, and refuses what is not finite.
+TEST(ClipGradientGpu, AgreesWithCpu) {
+  const double nan = std::numeric_limits<double>::quiet_NaN();
+  struct Case {
+    double clip, square, loss;
+  };
+  for (const Case& c : {Case{1, 9, 2}, Case{10, 9, 2}, Case{0, 9, 2}, Case{1, 9, nan}}) {
+    check_on_gpu(
+        [&c](Side& side) {
+          clip_gradient(side.ctx(), {.squares = side.values({3}, DType::f64, {c.square, 4, 3}),
+                                     .loss = side.values({1}, DType::f64, {c.loss}),
+                                     .clip = c.clip,
+                                     .norm = side.output("norm", {1}, DType::f64),
+                                     .grad_scale = side.output("grad_scale", {1}, DType::f64),
+                                     .apply = side.output("apply", {1}, DType::f64)});
+        },
+        kBounds);
+  }
+}
+
+TEST(ClipGradientGpu, ANormThatIsNotFiniteIsNotApplied) {
+  if (num_cuda_devices() == 0) GTEST_SKIP() << "no GPU";
+  Side side({Device::Kind::cuda, 0}, DType::f32, DType::f32, 1, size_t{1} << 16);
+  for (const double square :
+       {std::numeric_limits<double>::infinity(), std::numeric_limits<double>::quiet_NaN()}) {
+    const TensorView apply = side.output("apply", {1}, DType::f64);
+    clip_gradient(side.ctx(), {.squares = side.values({2}, DType::f64, {1, square}),
+                               .loss = side.values({1}, DType::f64, {2}),
+                               .clip = 1,
+                               .norm = side.output("norm", {1}, DType::f64),
+                               .grad_scale = side.output("grad_scale", {1}, DType::f64),
+                               .apply = apply});
+    EXPECT_EQ(side.download(apply)[0], 0);
+  }
+}
+
 }  // namespace
 }  // namespace sluice::test
