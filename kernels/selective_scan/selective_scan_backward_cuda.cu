@@ -57,10 +57,18 @@ class History<Bf16> {
           pack_bf16(h[n + 6], h[n + 7])};
     }
   }
-  __device__ void load(int slot, float (&h)[kStates]) const {
+  struct Packed {
+    uint4 eights[kStates / 8];
+  };
+  __device__ Packed load_packed(int slot) const {
+    const int lane = threadIdx.x % kWarp;
+    return {*reinterpret_cast<const uint4*>(tile(slot).piece(lane, 0)),
+            *reinterpret_cast<const uint4*>(tile(slot).piece(lane, 8))};
+  }
+  __device__ static void unpack(const Packed& packed, float (&h)[kStates]) {
 #pragma unroll
     for (int n = 0; n < kStates; n += 8) {
-      const uint4 eight = *reinterpret_cast<const uint4*>(tile(slot).piece(threadIdx.x % kWarp, n));
+      const uint4& eight = packed.eights[n / 8];
       const uint32_t words[4] = {eight.x, eight.y, eight.z, eight.w};
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
@@ -86,10 +94,16 @@ class History<float> {
 #pragma unroll
     for (int n = 0; n < kStates; n += 4) *piece(slot, n) = {h[n], h[n + 1], h[n + 2], h[n + 3]};
   }
-  __device__ void load(int slot, float (&h)[kStates]) const {
+  struct Packed {
+    float4 fours[kStates / 4];
+  };
+  __device__ Packed load_packed(int slot) const {
+    return {*piece(slot, 0), *piece(slot, 4), *piece(slot, 8), *piece(slot, 12)};
+  }
+  __device__ static void unpack(const Packed& packed, float (&h)[kStates]) {
 #pragma unroll
     for (int n = 0; n < kStates; n += 4) {
-      const float4 four = *piece(slot, n);
+      const float4& four = packed.fours[n / 4];
       h[n] = four.x, h[n + 1] = four.y, h[n + 2] = four.z, h[n + 3] = four.w;
     }
   }
@@ -168,10 +182,10 @@ struct BackwardWalk {
     ScanTokens<T> next_u, next_delta;
     const auto load = [&](int first) {
       next_u.load(u, block.row + first, block.row + block.count);
-      next_delta.load(delta, block.row + first, block.row + block.count);
+      next_delta.load(delta, block.row + first, block.row + block.count, kNoDelta);
     };
     load(0);
-    for (int first = 0; first < block.count; first += kScanAhead) {
+    for (int first = 0; first < kBlock; first += kScanAhead) {
       const ScanTokens<T> now_u = next_u, now_delta = next_delta;
       load(first + kScanAhead);
 #pragma unroll
@@ -187,94 +201,109 @@ struct BackwardWalk {
     ScanTokens<T> next_u, next_delta, next_z, next_dy;
     const auto load = [&](int first) {
       const int row = block.row + first, end = block.row + block.count;
-      next_u.load(u, row, end), next_delta.load(delta, row, end);
+      next_u.load(u, row, end), next_delta.load(delta, row, end, kNoDelta);
       next_z.load(z, row, end), next_dy.load(dy, row, end);
     };
     load(0);
     history.store(0, h);
-    for (int first = 0; first < block.count; first += kScanAhead) {
+    for (int first = 0; first < kBlock; first += kScanAhead) {
       const ScanTokens<T> now_u = next_u, now_delta = next_delta, now_z = next_z, now_dy = next_dy;
       load(first + kScanAhead);
 #pragma unroll
       for (int i = 0; i < kScanAhead; ++i) {
         const int token = first + i;
-        if (token >= block.count) break;
         const ScanStep step(now_delta[i] + channel.dt_bias);
         advance_states(channel, block.bc, block.first + token, step.dt, now_u[i],
                        block.start(token), h);
         history.store(token + 1, h);
         const float sum = dot_C(block.bc, block.first + token, h);
-        const float dsum = gate(block.row + token, sum, now_u[i], z ? now_z[i] : 0, now_dy[i]);
+        const float dsum = gate(block.row + token, sum, now_u[i], now_z[i], now_dy[i],
+                                me.active && token < block.count);
         // Threads without a channel of their own must not add to sums over channels.
         scalars.dt(token, threadIdx.x) = step.dt;
         scalars.u(token, threadIdx.x) = me.active ? now_u[i] : 0;
-        scalars.dsum(token, threadIdx.x) = dsum;
+        scalars.dsum(token, threadIdx.x) = me.active ? dsum : 0;
         scalars.slope(token, threadIdx.x) = step.slope;
       }
     }
   }
 
-  // Through y = sum * silu(z): writes dz and y, returns the gradient of the sum.
-  __device__ float gate(int row, float sum, float u, float z, float dy) const {
+  // Through y = sum * silu(z): writes dz and y if the token is present, returns the gradient of the
+  // sum.
+  __device__ float gate(int row, float sum, float u, float z, float dy, bool present) const {
     const float s = in.z ? sigmoid(z) : 1, silu = in.z ? z * s : 1;
-    if (!me.active) return 0;
-    if (kSeveral && !out.first) sum += *out.sum_y.at(row);
+    if (kSeveral && !out.first && present) sum += *out.sum_y.at(row);
     if (kSeveral && !out.last) {
-      *out.sum_y.at(row) = sum;
-    } else {
-      sum = fmaf(channel.D, u, sum);
-      if (in.z) *out.dz.at(row) = from_float<T>(dy * sum * s * fmaf(z, 1 - s, 1));
-      if (out.y) *out.y.at(row) = from_float<T>(sum * silu);
+      if (present) *out.sum_y.at(row) = sum;
+      return dy * silu;
     }
+    sum = fmaf(channel.D, u, sum);
+    const T dz = from_float<T>(dy * sum * s * fmaf(z, 1 - s, 1)), y = from_float<T>(sum * silu);
+    if (present && out.dz) *out.dz.at(row) = dz;
+    if (present && out.y) *out.y.at(row) = y;
     return dy * silu;
   }
 
+  // What the way back reads of a token.
+  struct Kept {
+    float dt, u, dsum, slope;
+    typename History<T>::Packed before;
+  };
+  __device__ Kept kept_of(int token) const {
+    return {scalars.dt(token, threadIdx.x), scalars.u(token, threadIdx.x),
+            scalars.dsum(token, threadIdx.x), scalars.slope(token, threadIdx.x),
+            history.load_packed(token)};
+  }
+
   __device__ void run_backwards(const TokenBlock& block) {
-    for (int token = block.count - 1; token >= 0; --token) {
-      const float dt = scalars.dt(token, threadIdx.x), u = scalars.u(token, threadIdx.x);
-      const float dsum = scalars.dsum(token, threadIdx.x);
-      const float slope = scalars.slope(token, threadIdx.x);
-      const float decay_dt = ScanChannel::decay_dt(dt, block.start(token));
+    Kept next = kept_of(kBlock - 1);
+#pragma unroll 2
+    for (int token = kBlock - 1; token >= 0; --token) {
+      const Kept now = next;
+      next = kept_of(max(token - 1, 0));  // before this token's gradients are stored
+      const float decay_dt = ScanChannel::decay_dt(now.dt, block.start(token));
       float B[kStates], C[kStates], before[kStates], dh[kStates];
       block.bc.B(block.first + token, B);
       block.bc.C(block.first + token, C);
-      history.load(token, before);
+      History<T>::unpack(now.before, before);
       float dinput[2] = {0, 0}, ddt[2] = {0, 0};
 #pragma unroll
       for (int n = 0; n < kStates; ++n) {
-        dh[n] = fmaf(C[n], dsum, carried[n]);
+        dh[n] = fmaf(C[n], now.dsum, carried[n]);
         dinput[n % 2] = fmaf(dh[n], B[n], dinput[n % 2]);
         carried[n] = exp2_approx(decay_dt * channel.A[n]) * dh[n];
         const float dexponent = carried[n] * before[n];  // of dt A
         ddt[n % 2] = fmaf(dexponent, channel.A[n], ddt[n % 2]);
-        dA[n] = fmaf(dexponent, dt, dA[n]);
+        dA[n] = fmaf(dexponent, now.dt, dA[n]);
       }
-      leave_gradient(token, dh, dt * u, dsum);
-      float ddt_u = dinput[0] + dinput[1], ddt_decay = (ddt[0] + ddt[1]) * kLn2;
-      if (!complete(block.row + token, ddt_u, ddt_decay)) continue;
-      const float ddelta = fmaf(u, ddt_u, ddt_decay) * slope;
-      *out.du.at(block.row + token) = from_float<T>(fmaf(dt, ddt_u, channel.D * dsum));
-      *out.ddelta.at(block.row + token) = from_float<T>(ddelta);
-      ddt_bias += ddelta;
-      dD = fmaf(dsum, u, dD);
+      leave_gradient(token, dh, now.dt * now.u, now.dsum);
+      finish(block.row + token, now, dinput[0] + dinput[1], (ddt[0] + ddt[1]) * kLn2,
+             me.active && token < block.count);
     }
   }
 
-  // Adds the other states' gradients of dt u and, through the decays, of dt. False if there are
-  // more to come, or if the thread has no channel.
-  __device__ bool complete(int row, float& ddt_u, float& ddt_decay) const {
-    if (!me.active) return false;
-    if (!kSeveral) return true;
-    if (!out.first) ddt_u += *out.sum_dinput.at(row), ddt_decay += *out.sum_ddt.at(row);
-    if (!out.last) *out.sum_dinput.at(row) = ddt_u, *out.sum_ddt.at(row) = ddt_decay;
-    return out.last;
+  // du and ddelta from the gradients of dt u and, through the decays, of dt; these are sums over
+  // all states.
+  __device__ void finish(int row, const Kept& kept, float ddt_u, float ddt_decay, bool present) {
+    if (kSeveral && !out.first && present)
+      ddt_u += *out.sum_dinput.at(row), ddt_decay += *out.sum_ddt.at(row);
+    if (kSeveral && !out.last) {
+      if (present) *out.sum_dinput.at(row) = ddt_u, *out.sum_ddt.at(row) = ddt_decay;
+      return;
+    }
+    const float ddelta = fmaf(kept.u, ddt_u, ddt_decay) * kept.slope;
+    const T du = from_float<T>(fmaf(kept.dt, ddt_u, channel.D * kept.dsum));
+    if (present) *out.du.at(row) = du;
+    if (present) *out.ddelta.at(row) = from_float<T>(ddelta);
+    ddt_bias += ddelta;
+    dD = fmaf(kept.dsum, kept.u, dD);
   }
 
   // dB = sum over channels of dh dt u, dC = the same of h dsum. In f32 by the lanes, at once.
   __device__ void leave_gradient(int token, const float (&dh)[kStates], float dt_u, float dsum) {
     if constexpr (std::is_same_v<T, float>) {
       float h[kStates], products[kSums];
-      history.load(token + 1, h);
+      History<float>::unpack(history.load_packed(token + 1), h);
 #pragma unroll
       for (int n = 0; n < kStates; ++n)
         products[n] = dh[n] * dt_u, products[kStates + n] = h[n] * dsum;
@@ -290,7 +319,7 @@ struct BackwardWalk {
   // the slots behind them hold, times weight(token, thread). A lane gets rows (states) and columns
   // (tokens) as an Accumulator has them.
   template <class Weight>
-  __device__ Accumulator sum_channels(int first, int count, const Weight& weight) const {
+  __device__ Accumulator sum_channels(int first, const Weight& weight) const {
     const int lane = threadIdx.x % kWarp, group = lane / 4, pair = lane % 4;
     const int warp_begin = threadIdx.x - lane;
     FragmentB weights[2];
@@ -306,7 +335,6 @@ struct BackwardWalk {
     Accumulator sums;
 #pragma unroll
     for (int i = 0; i < kMmaN; ++i) {
-      if (first + i >= count) break;
       const SharedTile<kStates> tile = history.tile(first + i + 1);
       Accumulator product;  // of this token's states with all 8 tokens' weights
       mma(product, load_a_transposed(tile, 0, 0), weights[0]);
@@ -339,13 +367,11 @@ struct BackwardWalk {
       };
       const auto dsum = [&](int token, int thread) { return scalars.dsum(token, thread); };
       __syncwarp();
-      const Accumulator dC[2] = {sum_channels(0, block.count, dsum),
-                                 sum_channels(8, block.count, dsum)};
+      const Accumulator dC[2] = {sum_channels(0, dsum), sum_channels(8, dsum)};
       __syncwarp();
       run_backwards(block);
       __syncwarp();
-      const Accumulator dB[2] = {sum_channels(0, block.count, dt_u),
-                                 sum_channels(8, block.count, dt_u)};
+      const Accumulator dB[2] = {sum_channels(0, dt_u), sum_channels(8, dt_u)};
       __syncwarp();
 #pragma unroll
       for (int half = 0; half < 2; ++half) {

@@ -23,24 +23,24 @@ struct ForwardOutput {
   }
 };
 
-// y of a token from the sum over this block's states.
+// y of a token from the sum over this block's states. Nothing is written unless `present`.
 template <bool kSeveral, class T>
-__device__ void finish_token(const ForwardOutput<T>& out, int row, float sum, float skip, float z,
-                             bool with_gate) {
-  if (kSeveral && !out.first) sum += *out.sum.at(row);
+__device__ void finish_token(const ForwardOutput<T>& out, int row, float sum, float skip,
+                             float gate, bool present) {
+  if (kSeveral && !out.first && present) sum += *out.sum.at(row);
   if (kSeveral && !out.last) {
-    *out.sum.at(row) = sum;
+    if (present) *out.sum.at(row) = sum;
     return;
   }
-  sum += skip;
-  *out.y.at(row) = from_float<T>(with_gate ? sum * z * sigmoid(z) : sum);
+  const T y = from_float<T>((sum + skip) * gate);
+  if (present) *out.y.at(row) = y;
 }
 
 // Bound by exponentials: N + 4 of the 16 a cycle that a processor can, and 5 N + 30 of its 128
 // instructions, a token and channel. 8 bytes in bf16 are less than that. kSeveral: blocks of
 // states.
 template <class T, bool kSeveral>
-__global__ void __launch_bounds__(kMaxScanThreads)
+__global__ void __launch_bounds__(kMaxScanThreads, 3)
     forward_kernel(ScanInput<T> in, ForwardOutput<T> all) {
   __shared__ SpanBC staged[2];
   const ScanThread me(in);
@@ -53,7 +53,7 @@ __global__ void __launch_bounds__(kMaxScanThreads)
   ScanTokens<T> u, delta, z;
   const auto load = [&](int t) {
     u.load(of_u, me.row + t, me.row + me.end);
-    delta.load(of_delta, me.row + t, me.row + me.end);
+    delta.load(of_delta, me.row + t, me.row + me.end, kNoDelta);
     z.load(of_z, me.row + t, me.row + me.end);
   };
   load(me.first_span * kSpan);
@@ -79,14 +79,12 @@ __global__ void __launch_bounds__(kMaxScanThreads)
 #pragma unroll
       for (int i = 0; i < kScanAhead; ++i) {
         const int token = first + i;
-        if (token >= count) break;
         const float dt = ScanStep(delta_now[i] + channel.dt_bias).dt;
         advance_states(channel, bc, token, dt, u_now[i], starts >> token & 1, h);
         const float sum = dot_C(bc, token, h);
-        if (me.active) {
-          finish_token<kSeveral>(out, me.row + begin + token, sum, channel.D * u_now[i],
-                                 in.z ? z_now[i] : 0.0f, bool(in.z));
-        }
+        const float gate = in.z ? silu(z_now[i]) : 1.0f;
+        finish_token<kSeveral>(out, me.row + begin + token, sum, channel.D * u_now[i], gate,
+                               me.active && token < count);
       }
     }
   }

@@ -242,19 +242,23 @@ __device__ void prefetch_span(const ScanInput<T>& in, const ScanColumns<const T>
   if (from && t < in.tokens) prefetch_to_l2(from.at(b * in.tokens + t));
 }
 
-// kScanAhead tokens of a channel: rows from `row` on, up to `end`.
+// kScanAhead tokens of a channel: rows from `row` on. Those from `end` on have the value `none`: a
+// delta of minus infinity and zeros elsewhere are a token that changes nothing, so that only stores
+// need to know how many tokens there are.
 template <class T>
 struct ScanTokens {
   T values[kScanAhead];
 
-  __device__ void load(const ScanColumns<const T>& channel, int row, int end) {
+  __device__ void load(const ScanColumns<const T>& channel, int row, int end, float none = 0) {
 #pragma unroll
     for (int i = 0; i < kScanAhead; ++i) {
+      values[i] = from_float<T>(none);
       if (channel && row + i < end) values[i] = *channel.at(row + i);
     }
   }
   __device__ float operator[](int i) const { return to_float(values[i]); }
 };
+constexpr float kNoDelta = -INFINITY;
 
 // h of a token from h of the one before, in place.
 __device__ inline void advance_states(const ScanChannel& channel, const SpanBC& bc, int token,

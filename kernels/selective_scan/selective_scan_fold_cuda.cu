@@ -14,7 +14,7 @@ struct FoldOutput {
 };
 
 template <class T>
-__global__ void __launch_bounds__(kMaxScanThreads) fold_kernel(ScanInput<T> in, FoldOutput out) {
+__global__ void __launch_bounds__(kMaxScanThreads, 3) fold_kernel(ScanInput<T> in, FoldOutput out) {
   __shared__ SpanBC staged[2];
   const ScanThread me(in);
   const ScanChannel channel(in, me.e);
@@ -24,7 +24,7 @@ __global__ void __launch_bounds__(kMaxScanThreads) fold_kernel(ScanInput<T> in, 
   ScanTokens<T> u, delta;
   const auto load = [&](int t) {
     u.load(of_u, me.row + t, me.row + me.end);
-    delta.load(of_delta, me.row + t, me.row + me.end);
+    delta.load(of_delta, me.row + t, me.row + me.end, kNoDelta);
   };
   load(me.first_span * kSpan);
   staged[0].stage(in, me.b, me.first_span);
@@ -41,7 +41,6 @@ __global__ void __launch_bounds__(kMaxScanThreads) fold_kernel(ScanInput<T> in, 
       load(begin + first + kScanAhead);
 #pragma unroll
       for (int i = 0; i < kScanAhead; ++i) {
-        if (first + i >= count) break;
         const bool start = starts >> (first + i) & 1;
         const float dt = ScanStep(delta_now[i] + channel.dt_bias).dt;
         advance_states(channel, bc, first + i, dt, u_now[i], start, h);
@@ -57,7 +56,7 @@ __global__ void __launch_bounds__(kMaxScanThreads) fold_kernel(ScanInput<T> in, 
 }
 
 template <class T>
-__global__ void __launch_bounds__(kMaxScanThreads)
+__global__ void __launch_bounds__(kMaxScanThreads, 3)
     reverse_fold_kernel(ScanInput<T> in, FoldOutput out) {
   __shared__ SpanBC staged[2];
   const ScanThread me(in);
@@ -69,7 +68,7 @@ __global__ void __launch_bounds__(kMaxScanThreads)
   ScanTokens<T> dy, delta, z;
   const auto load = [&](int t) {
     dy.load(of_dy, me.row + t, me.row + me.end);
-    delta.load(of_delta, me.row + t, me.row + me.end);
+    delta.load(of_delta, me.row + t, me.row + me.end, kNoDelta);
     z.load(of_z, me.row + t, me.row + me.end);
   };
   load((me.end - 1) / kScanAhead * kScanAhead);
@@ -86,7 +85,6 @@ __global__ void __launch_bounds__(kMaxScanThreads)
       if (begin + first >= kScanAhead) load(begin + first - kScanAhead);
 #pragma unroll
       for (int i = kScanAhead - 1; i >= 0; --i) {
-        if (first + i >= count) continue;
         const float dt = ScanStep(delta_now[i] + channel.dt_bias).dt;
         const float decay_dt = ScanChannel::decay_dt(dt, starts >> (first + i) & 1);
         const float dsum = in.z ? dy_now[i] * z_now[i] * sigmoid(z_now[i]) : dy_now[i];
