@@ -28,8 +28,9 @@ cuda::ChunkStateScratch allocate_for_cuda(const Context& ctx, const ChunkStateBa
   if (!ctx.device.is_cuda() || !cuda::chunk_state_backward_has_mma(args)) return {};
   const Dims &x = args.x.dims, &B = args.B.dims;
   const cuda::ChunkStateTiles tiles = cuda::chunk_state_tiles(x, B[2], args.chunk);
-  return {.dB = ctx.scratch->alloc({tiles.splits, x.rows(), B[2] * B[3]}, DType::f32),
-          .shares = ctx.scratch->alloc({tiles.count * cuda::kChunkStateWarps, x[2]}, DType::f32)};
+  return {.weights = cuda::allocate_by_chunk(ctx, x, args.chunk),
+          .dots = cuda::allocate_by_chunk(ctx, x, args.chunk),
+          .dB = ctx.scratch->alloc({tiles.splits, x.rows(), B[2] * B[3]}, DType::f32)};
 }
 
 }  // namespace
@@ -45,9 +46,13 @@ void check_chunk_state_forward(const Context& ctx, const ChunkStateForward& args
 
 void chunk_state_forward(const Context& ctx, const ChunkStateForward& args) {
   check_chunk_state_forward(ctx, args);
+  const ArenaScope scope(*ctx.scratch);
+  TensorView weights;
+  if (ctx.device.is_cuda() && cuda::chunk_states_have_mma(args.x, args.B, args.chunk))
+    weights = cuda::allocate_by_chunk(ctx, args.x.dims, args.chunk);
   if (ctx.counting()) return;
   if (ctx.device.is_cuda()) {
-    if constexpr (kBuiltWithCuda) return cuda::chunk_state_forward(ctx, args);
+    if constexpr (kBuiltWithCuda) return cuda::chunk_state_forward(ctx, args, weights);
     fail_no_cuda("chunk_state_forward");
   }
   if (args.x.dtype == DType::f32) return cpu::chunk_state_tiles_forward<float>(args);

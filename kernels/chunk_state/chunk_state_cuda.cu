@@ -178,8 +178,8 @@ __global__ void __launch_bounds__(kTileThreads)
 
 }  // namespace
 
-void chunk_state_forward(const Context& ctx, const ChunkStateForward& args) {
-  if (chunk_states_fit(args)) return chunk_state_forward_mma(ctx, args);
+void chunk_state_forward(const Context& ctx, const ChunkStateForward& args, TensorView weights) {
+  if (chunk_states_fit(args)) return chunk_state_forward_mma(ctx, args, weights);
   const States out{.state = args.state.as<float>(),
                    .decay = args.decay.as<float>(),
                    .state_stride = args.state.row_stride,

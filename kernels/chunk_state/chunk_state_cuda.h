@@ -1,4 +1,4 @@
-// The CUDA side of chunk_state, as its dispatcher sees it.
+// The CUDA side of chunk_state, as its dispatchers see it.
 #pragma once
 
 #include <algorithm>
@@ -9,14 +9,34 @@
 
 namespace sluice::cuda {
 
+// Whether a shape has tensor-core paths. By shape and dtype alone: counting runs ask too.
+inline bool chunk_states_have_mma(const ConstTensorView& x, const ConstTensorView& B,
+                                  int64_t chunk) {
+  return x.dtype == DType::bf16 && x.dim(3) % 64 == 0 && B.dim(3) % 64 == 0 && chunk >= 16;
+}
+inline bool chunk_state_backward_has_mma(const ChunkStateBackward& args) {
+  return chunk_states_have_mma(args.x, args.B, args.chunk) && args.x.dim(3) == 64 &&
+         args.B.dim(3) == 128;
+}
+
+// One number a token, in the order in which tensor-core paths read it: (B * M, H * tokens) f32, a
+// head's tokens side by side and padded to tiles.
+constexpr int64_t padded_chunk(int64_t chunk, int64_t T) {
+  return (std::min(chunk, T) + 63) / 64 * 64;
+}
+inline TensorView allocate_by_chunk(const Context& ctx, const Dims& x, int64_t chunk) {
+  return ctx.scratch->alloc({x[0] * num_chunks(x[1], chunk), x[2] * padded_chunk(chunk, x[1])},
+                            DType::f32);
+}
+
 // Of the backward's tensor-core path; without dims where the shape has none.
 struct ChunkStateScratch {
-  TensorView dB;      // (splits, B * T, G * N) f32: of each split of a group's heads
-  TensorView shares;  // (tiles * warps, H) f32: of each warp, of dcum of a chunk's last token
+  TensorView weights, dots;  // as allocate_by_chunk
+  TensorView dB;             // (splits, B * T, G * N) f32: of each split of a group's heads
 };
 
 // A tile is kChunkStateTokens of a chunk; a block takes a tile, a group and a split of its heads.
-inline constexpr int64_t kChunkStateTokens = 128, kChunkStateWarps = 8;
+inline constexpr int64_t kChunkStateTokens = 128;
 struct ChunkStateTiles {
   int64_t per_chunk = 0;
   int64_t count = 0;   // B * M * per_chunk
@@ -30,20 +50,17 @@ inline ChunkStateTiles chunk_state_tiles(const Dims& x, int64_t G, int64_t chunk
   const int64_t splits = (kBlocks + count * G - 1) / (count * G);
   return {per_chunk, count, std::min(splits, x[2] / G)};
 }
-// By shape and dtype alone: counting runs ask too.
-inline bool chunk_state_backward_has_mma(const ChunkStateBackward& args) {
-  return args.x.dtype == DType::bf16 && args.x.dim(3) == 64 && args.B.dim(3) == 128;
-}
 
-void chunk_state_forward(const Context& ctx, const ChunkStateForward& args);
+// weights, scratch: see above.
+void chunk_state_forward(const Context& ctx, const ChunkStateForward& args, TensorView weights);
 void chunk_state_backward(const Context& ctx, const ChunkStateBackward& args,
                           const ChunkStateScratch& scratch);
 
 // Tensor-core paths, and whether they take what is given.
 bool chunk_states_fit(const ChunkStateForward& args, const StatePassingForward& passing = {});
-void chunk_state_forward_mma(const Context& ctx, const ChunkStateForward& args);
+void chunk_state_forward_mma(const Context& ctx, const ChunkStateForward& args, TensorView weights);
 void entering_states_mma(const Context& ctx, const ChunkStateForward& args,
-                         const StatePassingForward& passing);
+                         const StatePassingForward& passing, TensorView weights);
 bool chunk_state_backward_fits(const ChunkStateBackward& args);
 void chunk_state_backward_mma(const Context& ctx, const ChunkStateBackward& args,
                               const ChunkStateScratch& scratch);

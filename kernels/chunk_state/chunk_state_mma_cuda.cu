@@ -9,11 +9,13 @@
 //
 // state (P x N) = sum over s of (w_s x_s) B_s^T: tokens are the depth of the product, so x and B
 // are the transposed operands as they lie in memory, and the weights scale x in registers. A block
-// owns 64 x kColumns of one head's state in registers and walks over tiles of 64 tokens, three
-// stages of cp.async deep: of one chunk, or with kPass of all chunks of the row. B is read once a
-// head, from the L2 cache.
+// owns 64 x kColumns of one head's state in registers (a warp 16 x kColumns / 2) and walks over
+// tiles of 64 tokens, four stages of cp.async deep: of one chunk, or with kPass of all chunks of
+// the row. What bounds it beside memory are the L2 cache's reads, as every head reads B again: the
+// widest block that leaves two a multiprocessor reads least.
 #include "kernels/chunk_state/chunk_state_cuda.cuh"
 #include "kernels/chunk_state/chunk_state_cuda.h"
+#include "kernels/chunk_state/chunk_state_tokens.cuh"
 #include "kernels/device/launch.cuh"
 #include "kernels/device/mma.cuh"
 
@@ -22,25 +24,25 @@ namespace {
 
 constexpr int kTokens = 64;
 constexpr int kRows = 64;  // of P
-constexpr int kThreads = 128;
-constexpr int kStages = 3;
+constexpr int kThreads = 256;
+constexpr int kStages = 4;
 
 struct StateArrays {
-  float *state, *decay;  // with kPass the state is the incoming one
+  float* state;          // with kPass the incoming one
+  const float* decay;    // as chunk_weights_kernel wrote it
+  const float* weights;  // (B * M, H * padded)
   const float* initial;  // may be null
   float* final_state;    // may be null
   int64_t state_stride, decay_stride, initial_stride, final_stride;
+  int64_t padded;
 };
 
 template <int kColumns>
 struct alignas(128) Room {
   Bf16 x[kStages][kTokens * kRows];
   Bf16 B[kStages][kTokens * kColumns];
-  // A token's numbers are copied and read by one thread, so its chunk's are kept once a token.
-  float cum[kStages][kTokens], dt[kStages][kTokens], cum_last[kStages][kTokens];
-  int32_t document[kStages][kTokens];
-  float weights[2][kTokens];
-  float decay[2];
+  float weights[kStages][kTokens];
+  float decay[kStages];
 };
 
 // What a block does: its head, its part of the state, its chunks.
@@ -85,8 +87,8 @@ struct Cursor {
 };
 
 template <int kColumns>
-__device__ void copy_stage(const ChunkStateInputs<Bf16>& in, const Task& task, const Cursor& at,
-                           Room<kColumns>& room, int stage) {
+__device__ void copy_stage(const ChunkStateInputs<Bf16>& in, const StateArrays& out,
+                           const Task& task, const Cursor& at, Room<kColumns>& room, int stage) {
   const int64_t first = task.b * in.tokens;
   const int64_t row = first + at.token, end = first + at.end;
   copy_tile_async<kTokens, kRows, kThreads>(SharedTile<kRows>{room.x[stage]},
@@ -95,24 +97,13 @@ __device__ void copy_stage(const ChunkStateInputs<Bf16>& in, const Task& task, c
                                                in.B + task.h * in.G / in.H * in.N + task.n0,
                                                in.B_stride, row, end);
   const int t = threadIdx.x;
-  if (t >= kTokens) return;
-  const int64_t mine = std::min(row + t, end - 1);
-  copy_async_4(&room.cum[stage][t], in.cum + mine * in.cum_stride + task.h);
-  copy_async_4(&room.dt[stage][t], in.dt + mine * in.dt_stride + task.h);
-  copy_async_4(&room.cum_last[stage][t], in.cum + (end - 1) * in.cum_stride + task.h);
-  copy_async_4(&room.document[stage][t], in.doc_begin + task.b * in.doc_begin_stride + at.end - 1);
-}
-
-// By the threads that copied the tokens' numbers.
-template <int kColumns>
-__device__ void find_weights(const Cursor& at, Room<kColumns>& room, int stage, int parity) {
-  const int t = threadIdx.x;
-  if (t >= kTokens) return;
-  const int64_t document = room.document[stage][t];
-  const float last = room.cum_last[stage][t];
-  const bool counts = at.token + t < at.end && at.token + t >= document;
-  room.weights[parity][t] = counts ? expf(last - room.cum[stage][t]) * room.dt[stage][t] : 0.0f;
-  if (t == 0) room.decay[parity] = document >= at.begin ? 0.0f : expf(last);
+  const int64_t chunk_row = task.b * in.M + at.m;
+  if (t < kTokens / 4)
+    copy_async_16(
+        &room.weights[stage][4 * t],
+        out.weights + (chunk_row * in.H + task.h) * out.padded + at.token - at.begin + 4 * t);
+  if (t == kTokens / 4)
+    copy_async_4(&room.decay[stage], out.decay + chunk_row * out.decay_stride + task.h);
 }
 
 // One k step of A: words 0 and 1 are tokens 2 pair and the next, words 2 and 3 eight further.
@@ -126,22 +117,24 @@ __device__ inline void scale_tokens(FragmentA& a, const float* weights) {
   }
 }
 
+// A warp's part of the block's state.
 template <int kColumns>
 struct StateTile {
-  static constexpr int kCount = kColumns / kMmaN;
+  static constexpr int kCount = kColumns / 2 / kMmaN;
   Accumulator acc[kCount];
 
-  __device__ void add_tile(const Room<kColumns>& room, int stage, int parity) {
-    const SharedTile<kRows> x{const_cast<Bf16*>(room.x[stage])};
-    const SharedTile<kColumns> B{const_cast<Bf16*>(room.B[stage])};
-    const int row = int(threadIdx.x) / 32 * kMmaM;
+  static __device__ int row() { return int(threadIdx.x) / 64 * kMmaM; }
+  static __device__ int column() { return int(threadIdx.x) / 32 % 2 * (kColumns / 2); }
+
+  __device__ void add_tile(const SharedTile<kRows>& x, const SharedTile<kColumns>& B,
+                           const float* weights) {
 #pragma unroll
     for (int k = 0; k < kTokens; k += kMmaK) {
-      FragmentA a = load_a_transposed(x, row, k);
-      scale_tokens(a, &room.weights[parity][k]);
+      FragmentA a = load_a_transposed(x, row(), k);
+      scale_tokens(a, weights + k);
 #pragma unroll
       for (int n = 0; n < kCount; n += 2) {
-        const FragmentPairB b = load_b_transposed(B, n * kMmaN, k);
+        const FragmentPairB b = load_b_transposed(B, column() + n * kMmaN, k);
         mma(acc[n], a, b.halves[0]);
         mma(acc[n + 1], a, b.halves[1]);
       }
@@ -154,125 +147,125 @@ struct StateTile {
       for (int i = 0; i < 4; ++i) acc[n].values[i] *= factor;
     }
   }
-  // `to` and `from` point at the block's part of a head's state, whose rows have N columns.
+  // Where values[i] of acc[0] lies in a head's state, whose rows have N columns.
+  static __device__ int64_t place(int i, int64_t N) {
+    return (row() + Accumulator::row(i)) * N + column() + Accumulator::column(i);
+  }
+  // `to` and `from` point at the block's part of the state.
   __device__ void store(float* to, int64_t N) const {
-    const int row = int(threadIdx.x) / 32 * kMmaM;
 #pragma unroll
-    for (int n = 0; n < kCount; ++n) {
+    for (int i = 0; i < 4; i += 2) {
+      float* const pair = to + place(i, N);
 #pragma unroll
-      for (int i = 0; i < 4; i += 2) {
-        float* const pair =
-            to + (row + Accumulator::row(i)) * N + n * kMmaN + Accumulator::column(0);
-        *reinterpret_cast<float2*>(pair) = {acc[n].values[i], acc[n].values[i + 1]};
-      }
+      for (int n = 0; n < kCount; ++n)
+        *reinterpret_cast<float2*>(pair + n * kMmaN) =
+            make_float2(acc[n].values[i], acc[n].values[i + 1]);
     }
   }
   __device__ void load(const float* from, int64_t N) {
-    const int row = int(threadIdx.x) / 32 * kMmaM;
 #pragma unroll
-    for (int n = 0; n < kCount; ++n) {
+    for (int i = 0; i < 4; ++i) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i)
-        acc[n].values[i] =
-            from[(row + Accumulator::row(i)) * N + n * kMmaN + Accumulator::column(i)];
+      for (int n = 0; n < kCount; ++n) acc[n].values[i] = from[place(i, N) + n * kMmaN];
     }
   }
 };
 
 template <int kColumns, bool kPass>
-__global__ void __launch_bounds__(kThreads, 4)
+__global__ void __launch_bounds__(kThreads, 2)
     states_kernel(ChunkStateInputs<Bf16> in, StateArrays out) {
   extern __shared__ __align__(128) unsigned char shared[];
   Room<kColumns>& room = *reinterpret_cast<Room<kColumns>*>(shared);
   const Task task = Task::of<kColumns, kPass>(in);
-  const int64_t part = task.p0 * in.N + task.n0;  // of a head's state
+  const int64_t part = task.h * in.P * in.N + task.p0 * in.N + task.n0;
+  const int64_t end_part = task.p0 * in.N + task.n0;  // of the states of (B, H)
+  const int64_t head_row = task.b * in.H + task.h;
   StateTile<kColumns> state;
   if (kPass && out.initial != nullptr)
-    state.load(out.initial + (task.b * in.H + task.h) * out.initial_stride + part, in.N);
+    state.load(out.initial + head_row * out.initial_stride + end_part, in.N);
 
   Cursor ahead(in, task.first_chunk);
-#pragma unroll
+#pragma unroll 1
   for (int stage = 0; stage < kStages - 1; ++stage) {
     if (ahead.m < task.end_chunk) {
-      copy_stage(in, task, ahead, room, stage);
+      copy_stage(in, out, task, ahead, room, stage);
       ahead.advance(in);
     }
     commit_copies();
   }
-  int stage = 0, parity = 0;
+  int stage = 0;
   for (Cursor at(in, task.first_chunk); at.m < task.end_chunk; at.advance(in)) {
     wait_copies<kStages - 2>();
-    find_weights(at, room, stage, parity);
     __syncthreads();  // the stage has arrived; all are done with the one before
     if (ahead.m < task.end_chunk) {
-      copy_stage(in, task, ahead, room, stage == 0 ? kStages - 1 : stage - 1);
+      copy_stage(in, out, task, ahead, room, (stage + kStages - 1) % kStages);
       ahead.advance(in);
     }
     commit_copies();
-    const int64_t chunk_row = task.b * in.M + at.m;
-    float* const to = out.state + chunk_row * out.state_stride + task.h * in.P * in.N + part;
-    if (at.token == at.begin) {
-      if (kPass) {
-        state.store(to, in.N);
-        state.scale(room.decay[parity]);
-      }
-      if (part == 0 && threadIdx.x == 0)
-        out.decay[chunk_row * out.decay_stride + task.h] = room.decay[parity];
+    float* const to = out.state + (task.b * in.M + at.m) * out.state_stride + part;
+    if (kPass && at.token == at.begin) {
+      state.store(to, in.N);
+      state.scale(room.decay[stage]);
     }
-    state.add_tile(room, stage, parity);
+    state.add_tile(SharedTile<kRows>{room.x[stage]}, SharedTile<kColumns>{room.B[stage]},
+                   room.weights[stage]);
     if (!kPass && at.token + kTokens >= at.end) state.store(to, in.N);
-    stage = stage + 1 == kStages ? 0 : stage + 1;
-    parity ^= 1;
+    stage = (stage + 1) % kStages;
   }
   if (kPass && out.final_state != nullptr)
-    state.store(out.final_state + (task.b * in.H + task.h) * out.final_stride + part, in.N);
+    state.store(out.final_state + head_row * out.final_stride + end_part, in.N);
 }
 
-template <int kColumns, bool kPass>
-void launch_states(const Context& ctx, const char* name, const ChunkStateInputs<Bf16>& in,
-                   int64_t batch, const StateArrays& out) {
-  const int64_t heads = batch * (kPass ? 1 : in.M) * in.H;
-  const int64_t blocks = heads * (in.P / kRows) * (in.N / kColumns);
-  launch(ctx, name,
-         {.blocks = unsigned(blocks), .threads = kThreads, .shared_bytes = sizeof(Room<kColumns>)},
-         states_kernel<kColumns, kPass>, in, out);
+template <bool kPass>
+void launch_states(const Context& ctx, const char* name, const ChunkStateForward& args,
+                   StateArrays out) {
+  const auto in = chunk_state_inputs<Bf16>(args);
+  const int64_t batch = args.x.dim(0);
+  out.state = args.state.as<float>();
+  out.decay = args.decay.as<float>();
+  out.state_stride = args.state.row_stride;
+  out.decay_stride = args.decay.row_stride;
+  out.padded = padded_chunk(in.chunk, in.tokens);
+  launch(ctx, name, token_grid(batch * in.M, in.H), chunk_weights_kernel<Bf16>, in, out.padded,
+         const_cast<float*>(out.weights), args.decay.as<float>(), out.decay_stride);
+
+  const int64_t rows = batch * (kPass ? 1 : in.M) * in.H * (in.P / kRows);
+  constexpr int64_t kEnough = 240;  // blocks: nearly two a multiprocessor of an H100
+  if (in.N % 128 == 0 && rows * (in.N / 128) >= kEnough) {
+    launch(ctx, name,
+           {.blocks = unsigned(rows * (in.N / 128)),
+            .threads = kThreads,
+            .shared_bytes = sizeof(Room<128>)},
+           states_kernel<128, kPass>, in, out);
+  } else {
+    launch(ctx, name,
+           {.blocks = unsigned(rows * (in.N / 64)),
+            .threads = kThreads,
+            .shared_bytes = sizeof(Room<64>)},
+           states_kernel<64, kPass>, in, out);
+  }
 }
 
 }  // namespace
 
 bool chunk_states_fit(const ChunkStateForward& args, const StatePassingForward& passing) {
-  return args.x.dtype == DType::bf16 && args.x.dim(3) % kRows == 0 && args.B.dim(3) % 64 == 0 &&
+  return chunk_states_have_mma(args.x, args.B, args.chunk) &&
          rows_of_16_bytes(args.x, args.B, args.state, passing.initial, passing.final_state);
 }
 
-void chunk_state_forward_mma(const Context& ctx, const ChunkStateForward& args) {
-  const auto in = chunk_state_inputs<Bf16>(args);
-  launch_states<64, false>(ctx, "chunk_state_forward", in, args.x.dim(0),
-                           {.state = args.state.as<float>(),
-                            .decay = args.decay.as<float>(),
-                            .state_stride = args.state.row_stride,
-                            .decay_stride = args.decay.row_stride});
+void chunk_state_forward_mma(const Context& ctx, const ChunkStateForward& args,
+                             TensorView weights) {
+  launch_states<false>(ctx, "chunk_state_forward", args, {.weights = weights.as<float>()});
 }
 
 void entering_states_mma(const Context& ctx, const ChunkStateForward& args,
-                         const StatePassingForward& passing) {
-  const auto in = chunk_state_inputs<Bf16>(args);
-  const int64_t batch = args.x.dim(0);
-  const StateArrays out{.state = args.state.as<float>(),
-                        .decay = args.decay.as<float>(),
-                        .initial = optional_pointer<float>(passing.initial),
-                        .final_state = optional_pointer<float>(passing.final_state),
-                        .state_stride = args.state.row_stride,
-                        .decay_stride = args.decay.row_stride,
-                        .initial_stride = passing.initial.row_stride,
-                        .final_stride = passing.final_state.row_stride};
-  // Narrower blocks read x more often (from the L2 cache) but fill the machine with fewer heads.
-  constexpr int64_t kFewBlocks = 2 * 132;
-  if (batch * in.H * (in.P / kRows) * (in.N / 64) >= kFewBlocks) {
-    launch_states<64, true>(ctx, "entering_states", in, batch, out);
-  } else {
-    launch_states<32, true>(ctx, "entering_states", in, batch, out);
-  }
+                         const StatePassingForward& passing, TensorView weights) {
+  launch_states<true>(ctx, "entering_states", args,
+                      {.weights = weights.as<float>(),
+                       .initial = optional_pointer<float>(passing.initial),
+                       .final_state = optional_pointer<float>(passing.final_state),
+                       .initial_stride = passing.initial.row_stride,
+                       .final_stride = passing.final_state.row_stride});
 }
 
 }  // namespace sluice::cuda

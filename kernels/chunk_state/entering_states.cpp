@@ -21,11 +21,15 @@ void entering_states(const Context& ctx, const EnteringStates& args) {
                                     .initial = args.initial,
                                     .incoming = args.incoming,
                                     .final_state = args.final_state};
+  const ArenaScope scope(*ctx.scratch);
+  TensorView weights;
+  if (ctx.device.is_cuda() && cuda::chunk_states_have_mma(args.x, args.B, args.chunk))
+    weights = cuda::allocate_by_chunk(ctx, args.x.dims, args.chunk);
   if constexpr (kBuiltWithCuda) {
-    if (ctx.device.is_cuda() && !ctx.counting() && cuda::chunk_states_fit(states, passing)) {
+    if (weights && !ctx.counting() && cuda::chunk_states_fit(states, passing)) {
       check_chunk_state_forward(ctx, states);
       check_state_passing_forward(ctx, passing);
-      return cuda::entering_states_mma(ctx, states, passing);
+      return cuda::entering_states_mma(ctx, states, passing, weights);
     }
   }
   chunk_state_forward(ctx, states);
