@@ -64,7 +64,8 @@ void chunk_state_backward(const Context& ctx, const ChunkStateBackward& args) {
   const auto [B, T, H, P] = args.x.shape<4>("x: (B, T, H, P)");
   const int64_t M = num_chunks(T, args.chunk);
   const DType statistics = stat_dtype(args.x.dtype);
-  expect("dstate", args.dstate, {B, M, H, P, args.B.dim(3)}, statistics, ctx.device);
+  expect("dstate", args.dstate, {B, M, H, P, args.B.dim(3)},
+         args.dstate.dtype == args.x.dtype ? args.x.dtype : statistics, ctx.device);
   expect("dlog_decay", args.dlog_decay, {B, M, H}, statistics, ctx.device);
   expect("dx", args.dx, args.x.dims, args.x.dtype, ctx.device);
   expect("dB", args.dB, args.B.dims, args.x.dtype, ctx.device);

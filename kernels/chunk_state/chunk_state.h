@@ -34,7 +34,7 @@ void chunk_state_forward(const Context& ctx, const ChunkStateForward& args);
 void check_chunk_state_forward(const Context& ctx, const ChunkStateForward& args);
 
 struct ChunkStateBackward {
-  ConstTensorView dstate = {};      // (B, M, H, P, N)
+  ConstTensorView dstate = {};      // (B, M, H, P, N) statistics, or of x's dtype
   ConstTensorView dlog_decay = {};  // (B, M, H)
   ConstTensorView x = {};           // (B, T, H, P)
   ConstTensorView B = {};           // (B, T, G, N)

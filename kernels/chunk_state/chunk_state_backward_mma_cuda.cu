@@ -2,9 +2,9 @@
 //
 // The backward of chunk_state in bf16 on tensor cores, for P = 64 and N = 128.
 //
-// Floor: bytes. dstate (f32, 4 B M H P N) and x are read, dx is read and written: at T = 16384,
-// H = 64 and chunks of 256 tokens 0.54 GB, 0.18 ms; 0.22 ms with chunks of 128. The 4 T H P N = 34
-// GFLOP take half of that.
+// Floor: bytes. dstate (2 B M H P N bytes in bf16) and x are read, dx is read and written: at
+// T = 16384, H = 64 and chunks of 256 tokens 0.47 GB, 0.16 ms; 0.18 ms with chunks of 128. The
+// 4 T H P N = 34 GFLOP take two thirds of that.
 //
 // A block takes 128 tokens of a chunk and a group's heads (or a split of them) one after the other:
 //   V = B dstate^T (tokens x P):   dx += w V,   dots = <dstate, x B^T> = V . x
@@ -73,29 +73,36 @@ struct Task {
   }
 };
 
-// A head's dstate on its way through registers.
+// A head's dstate on its way through registers, 16 bytes at a time.
+template <class S>
 struct StateLoads {
-  static constexpr int kLoads = kP * kN / 4 / kThreads;
-  float4 values[kLoads];
+  static constexpr int kWidth = Pack<S>::kWidth;
+  static constexpr int kLoads = kP * kN / kWidth / kThreads;
+  Pack<S> packs[kLoads];
 
-  __device__ void load(const float* dstate) {
+  __device__ void load(const S* dstate) {
 #pragma unroll
     for (int i = 0; i < kLoads; ++i)
-      values[i] = reinterpret_cast<const float4*>(dstate)[i * kThreads + threadIdx.x];
+      packs[i] = Pack<S>::load(dstate + (i * kThreads + int(threadIdx.x)) * kWidth);
   }
   __device__ void store(const SharedTile<kN>& to) const {
 #pragma unroll
     for (int i = 0; i < kLoads; ++i) {
-      const int at = (i * kThreads + int(threadIdx.x)) * 4;
-      const float4& v = values[i];
-      *reinterpret_cast<uint2*>(to.element(at / kN, at % kN)) = {pack_bf16(v.x, v.y),
-                                                                 pack_bf16(v.z, v.w)};
+      const int at = (i * kThreads + int(threadIdx.x)) * kWidth;
+      Bf16* const piece = to.element(at / kN, at % kN);
+      if constexpr (std::is_same_v<S, Bf16>) {
+        packs[i].store(piece);
+      } else {
+        const float(&v)[4] = packs[i].values;
+        *reinterpret_cast<uint2*>(piece) = make_uint2(pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]));
+      }
     }
   }
 };
 
 // x, dx and the weights of a head.
-__device__ void copy_head(const ChunkStateInputs<Bf16>& in, const ChunkStateGradients<Bf16>& out,
+template <class S>
+__device__ void copy_head(const ChunkStateInputs<Bf16>& in, const ChunkStateGradients<Bf16, S>& out,
                           const Partials& partials, const Task& task, int64_t h, Room& room,
                           int stage) {
   copy_tile_async<kTokens, kP, kThreads>(SharedTile<kP>{room.x[stage]}, in.x + h * kP, in.x_stride,
@@ -172,7 +179,8 @@ __device__ void add_dB(const SharedTile<kP>& x, const SharedTile<kN>& dstate,
 }
 
 // What the warp has finished of dx, to memory.
-__device__ void store_dx(const ChunkStateGradients<Bf16>& out, const Task& task, int64_t h,
+template <class S>
+__device__ void store_dx(const ChunkStateGradients<Bf16, S>& out, const Task& task, int64_t h,
                          const SharedTile<kP>& dx) {
   constexpr int kPieces = kP / 2 / 8;
   __syncwarp();
@@ -195,7 +203,8 @@ __device__ void store_dots(const ChunkStateInputs<Bf16>& in, const Partials& par
 }
 
 // partial: the split's dB, or null.
-__device__ void store_dB(const ChunkStateInputs<Bf16>& in, const ChunkStateGradients<Bf16>& out,
+template <class S>
+__device__ void store_dB(const ChunkStateInputs<Bf16>& in, const ChunkStateGradients<Bf16, S>& out,
                          const Task& task, float* partial,
                          const Accumulator (&dB)[kN / 2 / kMmaN]) {
 #pragma unroll
@@ -218,14 +227,16 @@ __device__ void store_dB(const ChunkStateInputs<Bf16>& in, const ChunkStateGradi
   }
 }
 
+template <class S>
 __global__ void __launch_bounds__(kThreads, 1)
-    backward_kernel(ChunkStateInputs<Bf16> in, ChunkStateGradients<Bf16> out, Partials partials) {
+    backward_kernel(ChunkStateInputs<Bf16> in, ChunkStateGradients<Bf16, S> out,
+                    Partials partials) {
   extern __shared__ __align__(128) unsigned char shared[];
   Room& room = *reinterpret_cast<Room*>(shared);
   const Task task(in, partials.tiles);
   const SharedTile<kN> B{room.B};
   const int row = warp_row() + Accumulator::row(0);
-  const float* dstate = out.dstate + task.chunk_row * out.dstate_stride + task.first_head * kP * kN;
+  const S* dstate = out.dstate + task.chunk_row * out.dstate_stride + task.first_head * kP * kN;
 
   copy_tile_async<kTokens, kN, kThreads>(B, in.B + task.g * kN, in.B_stride, task.row, task.end);
 #pragma unroll 1
@@ -234,7 +245,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       copy_head(in, out, partials, task, task.first_head + ahead, room, ahead);
     commit_copies();
   }
-  StateLoads next;
+  StateLoads<S> next;
   next.load(dstate);
   Accumulator dB[kN / 2 / kMmaN];
   int stage = 0, parity = 0;
@@ -285,7 +296,6 @@ bool chunk_state_backward_fits(const ChunkStateBackward& args) {
 void chunk_state_backward_mma(const Context& ctx, const ChunkStateBackward& args,
                               const ChunkStateScratch& scratch) {
   const auto in = chunk_state_inputs<Bf16>(args);
-  const auto out = chunk_state_gradients<Bf16>(args);
   const ChunkStateTiles tiles = chunk_state_tiles(args.x.dims, in.G, args.chunk);
   const Partials partials{.weights = scratch.weights.as<float>(),
                           .dots = scratch.dots.as<float>(),
@@ -297,16 +307,20 @@ void chunk_state_backward_mma(const Context& ctx, const ChunkStateBackward& args
   const Grid tokens = token_grid(args.dstate.rows(), in.H);
   launch(ctx, name, tokens, chunk_weights_kernel<Bf16>, in, partials.padded,
          scratch.weights.as<float>(), static_cast<float*>(nullptr), 0);
-  launch(ctx, name,
-         {.blocks = unsigned(tiles.count * in.G * tiles.splits),
-          .threads = kThreads,
-          .shared_bytes = sizeof(Room)},
-         backward_kernel, in, out, partials);
-  launch(ctx, name, tokens, chunk_dots_kernel<Bf16>, in, out, partials.padded, partials.dots);
+  dispatch_float(args.dstate.dtype, [&]<class S>() {
+    const auto out = chunk_state_gradients<Bf16, S>(args);
+    launch(ctx, name,
+           {.blocks = unsigned(tiles.count * in.G * tiles.splits),
+            .threads = kThreads,
+            .shared_bytes = sizeof(Room)},
+           backward_kernel<S>, in, out, partials);
+    launch(ctx, name, tokens, chunk_dots_kernel<Bf16, S>, in, out, partials.padded, partials.dots);
+  });
   if (partials.dB == nullptr) return;
   const int64_t rows = args.x.rows(), columns = in.G * in.N;
   launch(ctx, name, {.blocks = unsigned(ceil_div(rows * columns, kThreads)), .threads = kThreads},
-         add_splits_kernel, partials.dB, tiles.splits, rows, columns, out.dB, out.dB_stride);
+         add_splits_kernel, partials.dB, tiles.splits, rows, columns, pointer<Bf16>(args.dB),
+         args.dB.row_stride);
 }
 
 }  // namespace sluice::cuda

@@ -65,9 +65,10 @@ __global__ void __launch_bounds__(kTileThreads) forward_kernel(ChunkStateInputs<
 }
 
 // A row's share of dcum[last] after its ddt and dcum are written.
-template <class T>
-__device__ float add_row_gradients(const ChunkStateInputs<T>& in, const ChunkStateGradients<T>& out,
-                                   int64_t row, int64_t last, int64_t h, float dot) {
+template <class T, class S>
+__device__ float add_row_gradients(const ChunkStateInputs<T>& in,
+                                   const ChunkStateGradients<T, S>& out, int64_t row, int64_t last,
+                                   int64_t h, float dot) {
   const float decay = expf(in.cum[last * in.cum_stride + h] - in.cum[row * in.cum_stride + h]);
   const float dt = in.dt[row * in.dt_stride + h];
   out.ddt[row * out.ddt_stride + h] += decay * dot;
@@ -77,15 +78,15 @@ __device__ float add_row_gradients(const ChunkStateInputs<T>& in, const ChunkSta
 }
 
 // dx, ddt and dcum. Block: a chunk and a head, in tiles of (tokens, P).
-template <class T>
+template <class T, class S>
 __global__ void __launch_bounds__(kTileThreads)
-    dx_kernel(ChunkStateInputs<T> in, ChunkStateGradients<T> out) {
+    dx_kernel(ChunkStateInputs<T> in, ChunkStateGradients<T, S> out) {
   __shared__ TileRoom room;
   __shared__ float shares[kTileThreads / 16];
   const int64_t h = blockIdx.y, chunk_row = blockIdx.x;
   const ChunkRows rows(in, chunk_row);
   const int64_t last = rows.end - 1;
-  const float* const dstate = out.dstate + chunk_row * out.dstate_stride + h * in.P * in.N;
+  const S* const dstate = out.dstate + chunk_row * out.dstate_stride + h * in.P * in.N;
   const T* const B = in.B + h * in.G / in.H * in.N;
   const float cum_last = in.cum[last * in.cum_stride + h];
   float share = 0;  // of dcum[last]
@@ -98,7 +99,9 @@ __global__ void __launch_bounds__(kTileThreads)
           [&](int64_t n, int s) {
             return s0 + s < rows.end ? to_float(B[(s0 + s) * in.B_stride + n]) : 0.0f;
           },
-          [&](int64_t n, int p) { return p0 + p < in.P ? dstate[(p0 + p) * in.N + n] : 0.0f; },
+          [&](int64_t n, int p) {
+            return p0 + p < in.P ? to_float(dstate[(p0 + p) * in.N + n]) : 0.0f;
+          },
           room, v);
 #pragma unroll
       for (int i = 0; i < kTileSide; ++i) {
@@ -135,9 +138,9 @@ __global__ void __launch_bounds__(kTileThreads)
 }
 
 // Block: a chunk, a group, a tile of (tokens, N). The heads of the group are added in order.
-template <class T>
+template <class T, class S>
 __global__ void __launch_bounds__(kTileThreads)
-    dB_kernel(ChunkStateInputs<T> in, ChunkStateGradients<T> out) {
+    dB_kernel(ChunkStateInputs<T> in, ChunkStateGradients<T, S> out) {
   __shared__ TileRoom room;
   __shared__ float weights[kTile];
   const int64_t g = blockIdx.y, chunk_row = blockIdx.x;
@@ -155,14 +158,15 @@ __global__ void __launch_bounds__(kTileThreads)
           expf(cum_last - in.cum[mine * in.cum_stride + h]) * in.dt[mine * in.dt_stride + h];
     }
     __syncthreads();
-    const float* const dstate = out.dstate + chunk_row * out.dstate_stride + h * in.P * in.N + n0;
+    const S* const dstate = out.dstate + chunk_row * out.dstate_stride + h * in.P * in.N + n0;
     const T* const x = in.x + h * in.P;
     tile_product<Along::depth, Along::side>(
         in.P,
         [&](int64_t p, int s) {
           return s0 + s < rows.end ? weights[s] * to_float(x[(s0 + s) * in.x_stride + p]) : 0.0f;
         },
-        [&](int64_t p, int n) { return n0 + n < in.N ? dstate[p * in.N + n] : 0.0f; }, room, acc);
+        [&](int64_t p, int n) { return n0 + n < in.N ? to_float(dstate[p * in.N + n]) : 0.0f; },
+        room, acc);
   }
 #pragma unroll
   for (int i = 0; i < kTileSide; ++i) {
@@ -198,17 +202,24 @@ void chunk_state_backward(const Context& ctx, const ChunkStateBackward& args,
                           const ChunkStateScratch& scratch) {
   if (scratch.dB && chunk_state_backward_fits(args))
     return chunk_state_backward_mma(ctx, args, scratch);
-  dispatch_float(args.x.dtype, [&]<class T>() {
+  const auto run = [&]<class T, class S>() {
     const auto in = chunk_state_inputs<T>(args);
-    const auto out = chunk_state_gradients<T>(args);
+    const auto out = chunk_state_gradients<T, S>(args);
     const unsigned chunks = unsigned(args.dstate.rows());
     launch(ctx, "chunk_state_backward",
-           {.blocks = {chunks, unsigned(in.H)}, .threads = kTileThreads}, dx_kernel<T>, in, out);
+           {.blocks = {chunks, unsigned(in.H)}, .threads = kTileThreads}, dx_kernel<T, S>, in, out);
     const Tiles tiles{std::min(in.chunk, in.tokens), in.N};
     launch(ctx, "chunk_state_backward",
            {.blocks = {chunks, unsigned(in.G), unsigned(tiles.count())}, .threads = kTileThreads},
-           dB_kernel<T>, in, out);
-  });
+           dB_kernel<T, S>, in, out);
+  };
+  if (args.x.dtype == DType::f32) {
+    run.template operator()<float, float>();
+  } else if (args.dstate.dtype == DType::f32) {
+    run.template operator()<Bf16, float>();
+  } else {
+    run.template operator()<Bf16, Bf16>();
+  }
 }
 
 }  // namespace sluice::cuda

@@ -37,17 +37,19 @@ ChunkStateInputs<T> chunk_state_inputs(const Args& args) {
           .M = num_chunks(args.x.dim(1), args.chunk)};
 }
 
-template <class T>
+// S: of dstate.
+template <class T, class S>
 struct ChunkStateGradients {
-  const float *dstate, *dlog_decay;
+  const S* dstate;
+  const float* dlog_decay;
   T *dx, *dB;
   float *ddt, *dcum;
   int64_t dstate_stride, dlog_decay_stride, dx_stride, dB_stride, ddt_stride, dcum_stride;
 };
 
-template <class T>
-ChunkStateGradients<T> chunk_state_gradients(const ChunkStateBackward& args) {
-  return {.dstate = args.dstate.as<float>(),
+template <class T, class S>
+ChunkStateGradients<T, S> chunk_state_gradients(const ChunkStateBackward& args) {
+  return {.dstate = pointer<S>(args.dstate),
           .dlog_decay = args.dlog_decay.as<float>(),
           .dx = pointer<T>(args.dx),
           .dB = pointer<T>(args.dB),

@@ -55,9 +55,9 @@ __global__ void __launch_bounds__(TokenBlock::kThreads)
 }
 
 // ddt and dcum from dots = <dstate, x B^T>.
-template <class T>
+template <class T, class S>
 __global__ void __launch_bounds__(TokenBlock::kThreads)
-    chunk_dots_kernel(ChunkStateInputs<T> in, ChunkStateGradients<T> out, int64_t padded,
+    chunk_dots_kernel(ChunkStateInputs<T> in, ChunkStateGradients<T, S> out, int64_t padded,
                       const float* dots) {
   __shared__ TokenBlock block;
   const int64_t chunk_row = blockIdx.x, h0 = blockIdx.y * int64_t(TokenBlock::kHeads);

@@ -39,7 +39,11 @@ void state_passing_backward(const Context& ctx, const StatePassingBackward& args
   SLUICE_CHECK(args.doutgoing || args.dlog_decay || args.dinitial, "there is no output");
   expect("decay", args.decay, {B, M, H}, dtype, ctx.device);
   if (args.incoming) expect("incoming", args.incoming, args.dincoming.dims, dtype, ctx.device);
-  if (args.doutgoing) expect("doutgoing", args.doutgoing, args.dincoming.dims, dtype, ctx.device);
+  const bool narrow = ctx.device.is_cuda() && args.doutgoing.dtype == DType::bf16;
+  if (args.doutgoing) {
+    expect("doutgoing", args.doutgoing, args.dincoming.dims, narrow ? DType::bf16 : dtype,
+           ctx.device);
+  }
   if (args.dlog_decay) expect("dlog_decay", args.dlog_decay, {B, M, H}, dtype, ctx.device);
   if (args.dfinal) expect("dfinal", args.dfinal, {B, H, P, N}, dtype, ctx.device);
   if (args.dinitial) expect("dinitial", args.dinitial, {B, H, P, N}, dtype, ctx.device);

@@ -35,9 +35,11 @@ struct StatePassingBackward {
   ConstTensorView incoming = {};   // (B, M, H, P, N); given exactly when dlog_decay is
   ConstTensorView decay = {};      // (B, M, H)
   ConstTensorView dfinal = {};     // (B, H, P, N), optional
-  TensorView doutgoing = {};       // (B, M, H, P, N), optional; may alias dincoming
-  TensorView dlog_decay = {};      // (B, M, H), overwritten; optional
-  TensorView dinitial = {};        // (B, H, P, N), overwritten; optional
+  // (B, M, H, P, N), optional; may alias dincoming. On GPUs it may be bf16, for those to whom it is
+  // an operand of products and no more: what is passed on from chunk to chunk stays f32.
+  TensorView doutgoing = {};
+  TensorView dlog_decay = {};  // (B, M, H), overwritten; optional
+  TensorView dinitial = {};    // (B, H, P, N), overwritten; optional
 };
 void state_passing_backward(const Context& ctx, const StatePassingBackward& args);
 

@@ -25,6 +25,14 @@ struct alignas(4 * kWidth) Elements {
     return *reinterpret_cast<const Elements*>(from);
   }
   __device__ void store(float* to) const { *reinterpret_cast<Elements*>(to) = *this; }
+  __device__ void store(Bf16* to) const {
+    struct alignas(2 * kWidth) Narrow {
+      Bf16 values[kWidth];
+    } narrow;
+#pragma unroll
+    for (int v = 0; v < kWidth; ++v) narrow.values[v] = from_float<Bf16>(values[v]);
+    *reinterpret_cast<Narrow*>(to) = narrow;
+  }
 };
 
 // One head of one row of the batch a blockIdx.y.
@@ -77,17 +85,19 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(Shape shape, ForwardA
   if (in.total_decay != nullptr && i == 0) in.total_decay[b * in.total_stride + h] = total;
 }
 
+template <class Out>
 struct BackwardArrays {
   const float *dincoming, *incoming, *decay, *dfinal;
-  float *doutgoing, *dinitial;
+  Out* doutgoing;
+  float* dinitial;
   float* partial;  // (B * M * H, warps of a head)
   int64_t dincoming_stride, incoming_stride, decay_stride, dfinal_stride;
   int64_t doutgoing_stride, dinitial_stride;
 };
 
 // Each warp's share of <doutgoing, incoming> goes to memory: 1 MB where the states are 134 MB.
-template <int kWidth>
-__global__ void __launch_bounds__(kThreads) backward_kernel(Shape shape, BackwardArrays in) {
+template <int kWidth, class Out>
+__global__ void __launch_bounds__(kThreads) backward_kernel(Shape shape, BackwardArrays<Out> in) {
   using Element = Elements<kWidth>;
   const int64_t i = (blockIdx.y * int64_t(kThreads) + threadIdx.x) * kWidth;
   const int64_t index = blockIdx.x, b = index / shape.H, h = index % shape.H;
@@ -148,11 +158,12 @@ __global__ void __launch_bounds__(kThreads)
   dlog_decay[chunk * dlog_decay_stride + h] = decay[chunk * decay_stride + h] * sum;
 }
 
-// Whether rows of these tensors can be read and written 16 bytes at a time.
+// Whether rows of these tensors can be read and written four elements at a time.
 template <class... Views>
 bool wide(int64_t size, const Views&... views) {
   const auto fits = [](const auto& view) {
-    return reinterpret_cast<uintptr_t>(view.data) % 16 == 0 && view.row_stride % 4 == 0;
+    return reinterpret_cast<uintptr_t>(view.data) % (4 * size_of(view.dtype)) == 0 &&
+           view.row_stride % 4 == 0;
   };
   return size % 4 == 0 && (fits(views) && ...);
 }
@@ -193,31 +204,35 @@ void state_passing_backward(const Context& ctx, const StatePassingBackward& args
   const int64_t B = args.dincoming.dim(0);
   const Shape shape{args.dincoming.dim(1), args.dincoming.dim(2),
                     args.dincoming.dim(3) * args.dincoming.dim(4)};
-  const BackwardArrays in{.dincoming = args.dincoming.as<float>(),
-                          .incoming = optional_pointer<float>(args.incoming),
-                          .decay = args.decay.as<float>(),
-                          .dfinal = optional_pointer<float>(args.dfinal),
-                          .doutgoing = optional_pointer<float>(args.doutgoing),
-                          .dinitial = optional_pointer<float>(args.dinitial),
-                          .partial = optional_pointer<float>(partial),
-                          .dincoming_stride = args.dincoming.row_stride,
-                          .incoming_stride = args.incoming.row_stride,
-                          .decay_stride = args.decay.row_stride,
-                          .dfinal_stride = args.dfinal.row_stride,
-                          .doutgoing_stride = args.doutgoing.row_stride,
-                          .dinitial_stride = args.dinitial.row_stride};
   const bool is_wide =
       wide(shape.size, args.dincoming, args.incoming, args.dfinal, args.doutgoing, args.dinitial);
   const Grid grid = grid_of(B * shape.H, shape.size, is_wide ? 4 : 1);
-  launch(ctx, "state_passing_backward", grid, is_wide ? backward_kernel<4> : backward_kernel<1>,
-         shape, in);
+  const float* const decay = args.decay.as<float>();
+  float* const sums = optional_pointer<float>(partial);
+  dispatch_float(args.doutgoing.dtype, [&]<class Out>() {
+    const BackwardArrays<Out> in{.dincoming = args.dincoming.as<float>(),
+                                 .incoming = optional_pointer<float>(args.incoming),
+                                 .decay = decay,
+                                 .dfinal = optional_pointer<float>(args.dfinal),
+                                 .doutgoing = optional_pointer<Out>(args.doutgoing),
+                                 .dinitial = optional_pointer<float>(args.dinitial),
+                                 .partial = sums,
+                                 .dincoming_stride = args.dincoming.row_stride,
+                                 .incoming_stride = args.incoming.row_stride,
+                                 .decay_stride = args.decay.row_stride,
+                                 .dfinal_stride = args.dfinal.row_stride,
+                                 .doutgoing_stride = args.doutgoing.row_stride,
+                                 .dinitial_stride = args.dinitial.row_stride};
+    launch(ctx, "state_passing_backward", grid,
+           is_wide ? backward_kernel<4, Out> : backward_kernel<1, Out>, shape, in);
+  });
   if (!args.dlog_decay) return;
   constexpr int kWarps = kThreads / kWarp;
   const int64_t count = B * shape.M * shape.H;
   launch(ctx, "state_passing_backward",
-         {.blocks = unsigned(ceil_div(count, kWarps)), .threads = kThreads}, log_decay_kernel,
-         in.partial, int64_t(grid.blocks.y) * kWarps, in.decay, in.decay_stride,
-         args.dlog_decay.as<float>(), args.dlog_decay.row_stride, shape.H, count);
+         {.blocks = unsigned(ceil_div(count, kWarps)), .threads = kThreads}, log_decay_kernel, sums,
+         int64_t(grid.blocks.y) * kWarps, decay, args.decay.row_stride, args.dlog_decay.as<float>(),
+         args.dlog_decay.row_stride, shape.H, count);
 }
 
 }  // namespace sluice::cuda

@@ -312,14 +312,16 @@ void Mamba2::scan_backward(const Context& ctx, const Rows& rows, const SavedTens
   const auto reverse_fold = [&](const TensorView& dinitial) {
     state_passing_backward(ctx, {.dincoming = dstate, .decay = s.decay, .dinitial = dinitial});
   };
+  const TensorView dleaving =
+      dy.dtype == dstate.dtype ? dstate : scratch.alloc(dstate.dims, dy.dtype);
   const TensorView dfinal = recurrence_.backward(ctx, rows, saved.passed, reverse_fold, meanwhile);
   state_passing_backward(ctx, {.dincoming = dstate,
                                .incoming = s.incoming,
                                .decay = s.decay,
                                .dfinal = dfinal,
-                               .doutgoing = dstate,
+                               .doutgoing = dleaving,
                                .dlog_decay = dlog_decay});
-  chunk_state_backward(ctx, {.dstate = dstate,
+  chunk_state_backward(ctx, {.dstate = dleaving,
                              .dlog_decay = dlog_decay,
                              .x = x_of(s.xbc),
                              .B = B_of(s.xbc),

@@ -63,6 +63,10 @@ TEST_P(StatePassingGpu, BackwardAgreesWithCpu) {
                             .doutgoing = side.output("doutgoing", chunks, side.stat(), padding),
                             .dlog_decay = side.output("dlog_decay", decays, side.stat()),
                             .dinitial = side.output("dinitial", ends, side.stat(), padding)});
+    state_passing_backward(side.ctx(),
+                           {.dincoming = dincoming,
+                            .decay = decay,
+                            .doutgoing = side.output("narrow", chunks, side.dtype(), padding)});
     state_passing_backward(side.ctx(), {.dincoming = dincoming,
                                         .decay = decay,
                                         .dinitial = side.output("fold", ends, side.stat())});
