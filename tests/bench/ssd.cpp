@@ -3,6 +3,7 @@
 #include "kernels/chunk_cumsum/chunk_cumsum.h"
 #include "kernels/chunk_scan/chunk_scan.h"
 #include "kernels/chunk_state/chunk_state.h"
+#include "kernels/chunk_state/entering_states.h"
 #include "kernels/state_passing/state_passing.h"
 #include "tests/bench/cases.h"
 
@@ -33,6 +34,7 @@ class Ssd final : public Workload {
         ddt_(stat_zeros({s.B, s.T, s.H})),
         dcum_(stat_zeros({s.B, s.T, s.H})),
         dstate_(stat_zeros({s.B, chunks(s), s.H, s.P, s.N})),
+        dleaving_(dstate_.dtype == dy_.dtype ? dstate_ : zeros({s.B, chunks(s), s.H, s.P, s.N})),
         dlog_decay_(stat_zeros({s.B, chunks(s), s.H})),
         ddt_raw_(zeros({s.B, s.T, s.H})),
         ddt_bias_(stat_zeros({s.H})),
@@ -75,9 +77,9 @@ class Ssd final : public Workload {
     state_passing_backward(ctx, {.dincoming = dstate_,
                                  .incoming = state_,
                                  .decay = decay_,
-                                 .doutgoing = dstate_,
+                                 .doutgoing = dleaving_,
                                  .dlog_decay = dlog_decay_});
-    chunk_state_backward(ctx, {.dstate = dstate_,
+    chunk_state_backward(ctx, {.dstate = dleaving_,
                                .dlog_decay = dlog_decay_,
                                .x = x(xBC_),
                                .B = B(xBC_),
@@ -111,15 +113,14 @@ class Ssd final : public Workload {
                                .dt = dt_,
                                .cum = cum_,
                                .chunk = s_.Q});
-    chunk_state_forward(ctx, {.x = x(xBC_),
-                              .B = B(xBC_),
-                              .dt = dt_,
-                              .cum = cum_,
-                              .doc_begin = doc_begin_,
-                              .state = state_,
-                              .decay = decay_,
-                              .chunk = s_.Q});
-    state_passing_forward(ctx, {.state = state_, .decay = decay_, .incoming = state_});
+    entering_states(ctx, {.x = x(xBC_),
+                          .B = B(xBC_),
+                          .dt = dt_,
+                          .cum = cum_,
+                          .doc_begin = doc_begin_,
+                          .incoming = state_,
+                          .decay = decay_,
+                          .chunk = s_.Q});
   }
 
   TensorView x(const TensorView& xBC) const { return xBC.columns(0, {s_.H, s_.P}); }
@@ -130,7 +131,7 @@ class Ssd final : public Workload {
 
   SsdShape s_;
   TensorView xBC_, dt_raw_, dt_bias_, A_log_, D_, doc_begin_, dt_, cum_, state_, decay_, y_, dy_,
-      dxBC_, ddt_, dcum_, dstate_, dlog_decay_, ddt_raw_, ddt_bias_, dA_log_, dD_;
+      dxBC_, ddt_, dcum_, dstate_, dleaving_, dlog_decay_, ddt_raw_, ddt_bias_, dA_log_, dD_;
 };
 
 }  // namespace
