@@ -12,8 +12,8 @@ BENCH = None
 AVX2_BENCH = None
 
 
-def bench(*arguments, program=None):
-    command = [program or BENCH, "--device", "cpu", *arguments]
+def bench(*arguments, program=None, device="cpu"):
+    command = [program or BENCH, "--device", device, *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
@@ -43,6 +43,20 @@ class Bench(unittest.TestCase):
         self.assertTrue(head.startswith("op") and row.startswith("norm"))
         self.assertIn("1 threads", ceilings)
 
+    def test_gpu(self):
+        result = bench("--json", "--ops", "norm", device="cuda")
+        if result.returncode == 2:
+            self.skipTest(result.stderr.strip())
+        self.assertEqual(result.returncode, 0, result.stderr)
+        *norms, ceilings = [json.loads(line) for line in result.stdout.splitlines()]
+        self.assertEqual([norm["D"] for norm in norms], [2048, 4096, 2048, 4096])
+        for norm in norms:
+            self.assertEqual(norm["dtype"], "bf16")
+            # A host that starts kernels without waiting loses little.
+            self.assertGreater(norm["wall_ms"], 0.8 * norm["fwdbwd_ms"])
+            self.assertTrue(0.05 < norm["of_copy"] < 1.05, norm)
+        self.assertGreater(ceilings["first"]["tflops"], 0)
+
     def test_the_twin_runs_clones_without_avx512(self):
         if AVX2_BENCH is None:
             self.skipTest("built without it")
@@ -55,6 +69,8 @@ class Bench(unittest.TestCase):
         self.assertEqual((result.returncode, result.stdout), (2, ""))
         self.assertIn("did you mean 'norm'", result.stderr)
         self.assertIn("gated_norm", result.stderr)
+        result = bench("--ops", "step", "--models", "mamba-131m")
+        self.assertIn("did you mean 'mamba-130m'", result.stderr)
         for arguments in (["--opps", "norm"], ["--ops"], ["--threads", "0"], ["norm"],
                           ["--device", "tpu"], ["--precision", "f16"], ["--precision", "bf16"]):
             self.assertEqual(bench(*arguments).returncode, 2, arguments)

@@ -66,7 +66,8 @@ std::vector<Case> gpu_ssd_cases(const Target& t) {
                              {.B = 4, .T = 4096, .H = 80},
                              {.B = 1, .T = 65536, .H = 64},
                              {.B = 4, .T = 4096, .H = 64, .G = 8},
-                             {.B = 8, .T = 2048, .H = 24}};
+                             {.B = 8, .T = 2048, .H = 24},
+                             {.B = 1, .T = 2048, .H = 64}};  // where starting kernels takes long
   for (SsdShape shape : shapes) {
     for (const int64_t Q : {128, 256}) {
       shape.Q = Q;
@@ -118,6 +119,16 @@ std::vector<Family> gpu_families(const Target& t) {
 
 std::vector<Family> families(const Target& target) {
   return target.device.is_cuda() ? gpu_families(target) : cpu_families(target);
+}
+
+std::vector<StepCase> step_cases(const Target& target) {
+  if (target.device.is_cpu()) {
+    return {{"mamba-130m", 1, 512}, {"mamba2-130m", 1, 512}, {"hybrid-130m", 1, 512}};
+  }
+  return {{"mamba2-130m", 8, 2048}, {"mamba2-130m", 32, 2048}, {"mamba2-370m", 16, 2048},
+          {"mamba2-1.3b", 4, 2048}, {"mamba2-1.3b", 8, 2048},  {"mamba-130m", 8, 2048},
+          {"mamba-130m", 32, 2048}, {"mamba-1.4b", 4, 2048},   {"mamba-1.4b", 8, 2048},
+          {"hybrid-130m", 8, 2048}, {"hybrid-130m", 32, 2048}, {"jamba-mini", 8, 2048}};
 }
 
 Case copy_ceiling(const Target& target) {

@@ -1,5 +1,5 @@
-// Every case that can be timed, by operator (the functions), and which shapes a device times (the
-// lists, in cases.cpp).
+// Every case that can be timed, by operator (the functions), and which shapes and models a device
+// times (the lists, in cases.cpp).
 // B rows, T tokens of a row, D model, E inner, H heads, P head dim, G groups, N state dim, Q chunk
 // length, K conv width, C channels, Hq query heads, Hkv key-value heads, hd head dim, F hidden
 // width, X experts, k choices, V vocabulary
@@ -62,5 +62,13 @@ Case moe_case(const Target& target, const MoeShape& shape);
 Case xent_case(const Target& target, int64_t T, int64_t D, int64_t V);
 Case adamw_case(const Target& target, int64_t n);
 Case accumulate_case(int64_t n);  // on the CPU
+
+struct StepCase {
+  std::string config;  // <configs>/<config>.yaml
+  int64_t B = 1;       // rows
+  int64_t T = 512;     // tokens of a row
+};
+// On the CPU those that fit a laptop, on a GPU those that public implementations were measured at.
+std::vector<StepCase> step_cases(const Target& target);
 
 }  // namespace sluice::bench

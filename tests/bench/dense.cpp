@@ -189,7 +189,7 @@ class Xent final : public Workload {
   TensorView hidden_, weight_, targets_, losses_, loss_sum_, dhidden_, dweight_, peer_logits_;
 };
 
-// Values, gradients and moments are f32 whatever the model computes in.
+// Values, gradients and moments are f32; a model in bf16 has a rounded copy of the values.
 class Adam final : public Workload {
  public:
   Adam(const Target& target, int64_t n)
@@ -200,9 +200,9 @@ class Adam final : public Workload {
         v_(stat_zeros({n})),
         scalars_(zeros({kNumUpdateScalars}, DType::f64)),
         spans_(zeros({1, kNumSpanColumns}, DType::f64)) {
-    const OwnedStream stream(target.device);
+    if (target.dtype == DType::bf16) rounded_ = zeros({n});
     const auto set = [&](const TensorView& view, const std::vector<double>& values) {
-      const HostCopy host(view, stream, HostCopy::Content::unread);
+      const HostCopy host(view, target.stream, HostCopy::Content::unread);
       std::copy(values.begin(), values.end(), host.view().as<double>());
       host.write_back();
     };
@@ -211,6 +211,7 @@ class Adam final : public Workload {
   }
   void forward(const Context& ctx) override {
     adamw(ctx, {.value = value_,
+                .rounded = rounded_,
                 .grad = grad_,
                 .exp_avg = m_,
                 .exp_avg_sq = v_,
@@ -219,7 +220,7 @@ class Adam final : public Workload {
   }
 
  private:
-  TensorView value_, grad_, m_, v_, scalars_, spans_;
+  TensorView value_, rounded_, grad_, m_, v_, scalars_, spans_;
 };
 
 double linear_flops(int64_t T, int64_t in, int64_t out) {
@@ -270,11 +271,12 @@ Case xent_case(const Target& target, int64_t T, int64_t D, int64_t V) {
           .make = [=] { return std::make_unique<Xent>(target, T, D, V); }};
 }
 
-// Reads the gradient, reads and writes the value and both moments.
+// Reads the gradient, reads and writes the value and both moments, writes the rounded copy.
 Case adamw_case(const Target& target, int64_t n) {
+  const double rounded = target.dtype == DType::bf16 ? target.width() : 0;
   return {.shape = {{"n", n}},
           .passes = Passes::forward,
-          .forward = {.bytes = 7 * kFloat * double(n)},
+          .forward = {.bytes = (7 * kFloat + rounded) * double(n)},
           .make = [=] { return std::make_unique<Adam>(target, n); }};
 }
 

@@ -16,6 +16,9 @@ constexpr int kIncomplete = 1;  // exit code: something that was asked for could
 void add_options(CLI::App& app, Options& options) {
   app.add_option("--ops", options.ops, "operators to time, by commas (default: all)")
       ->delimiter(',');
+  app.add_option("--models", options.models, "configurations to time steps of (default: all)")
+      ->delimiter(',');
+  app.add_option("--configs", options.configs, "folder of these configurations");
   app.add_option("--device", options.device, "auto (a GPU if there is one), cpu or cuda")
       ->check(CLI::IsMember({"auto", "cpu", "cuda"}));
   app.add_option("--precision", options.precision,

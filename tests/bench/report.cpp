@@ -57,15 +57,6 @@ void add_rates(Json& line, const std::string& unit, const std::string& ceiling,
   if (rates.backward > 0) line["bwd_of_" + ceiling] = rates.backward / rates.ceiling;
 }
 
-void add_machine(Json& line, const Machine& machine) {
-  if (machine.gpu.empty()) {
-    line["threads"] = machine.threads;
-    return;
-  }
-  line["device"] = machine.gpu;
-  line["dtype"] = name_of(machine.dtype);
-}
-
 Json ceilings_object(const Ceilings& ceilings) {
   return {{"tb_s", ceilings.copy_bytes_per_s * 1e-12},
           {"tflops", ceilings.gemm_flops_per_s * 1e-12}};
@@ -127,6 +118,15 @@ Machine machine_of(const Target& target, int threads) {
   return {.threads = threads,
           .gpu = target.device.is_cuda() ? gpu_name(target.device) : "",
           .dtype = target.dtype};
+}
+
+void add_machine(Json& line, const Machine& machine) {
+  if (machine.gpu.empty()) {
+    line["threads"] = machine.threads;
+    return;
+  }
+  line["device"] = machine.gpu;
+  line["dtype"] = name_of(machine.dtype);
 }
 
 std::string json_line(const Result& result, const Machine& machine) {

@@ -1,6 +1,7 @@
 // Results as JSON lines or as a table.
 #pragma once
 
+#include <nlohmann/json_fwd.hpp>
 #include <string>
 
 #include "tests/bench/harness.h"
@@ -14,6 +15,7 @@ struct Machine {
   DType dtype = DType::f32;
 };
 Machine machine_of(const Target& target, int threads);
+void add_machine(nlohmann::ordered_json& line, const Machine& machine);
 
 // One line each, with the newline.
 std::string json_line(const Result& result, const Machine& machine);

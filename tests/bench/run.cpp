@@ -18,14 +18,7 @@ void print(const std::string& text) {
 class Bench {
  public:
   explicit Bench(const Options& options)
-      : target_(choose_target(options.device, options.precision)),
-        families_(select_families(with_stream(), options.ops)),
-        steps_(is_chosen(options.ops, kStep) ? step_cases(target_) : std::vector<StepCase>{}),
-        json_(options.json),
-        machine_(machine_of(target_, options.threads)) {}
-  ~Bench() { destroy_stream(target_.stream); }
-  Bench(const Bench&) = delete;
-  Bench& operator=(const Bench&) = delete;
+      : Bench(choose_target(options.device, options.precision), options) {}
 
   // False if something could not be timed.
   bool run() {
@@ -33,10 +26,7 @@ class Bench {
     const Ceilings first = harness->measure_ceilings();
     if (!json_) print(table_head(machine_));
     for (const Family& family : families_) time(*harness, family);
-    for (const StepCase& step : steps_) {
-      const StepResult result = measure_step(step, harness->measure_ceilings());
-      print(json_ ? json_line(result, machine_.threads) : table_row(result));
-    }
+    time_steps(*harness);
     const Ceilings last = harness->measure_ceilings();
     print(json_ ? json_ceilings(first, last, machine_) : table_ceilings(first, last, machine_));
     const std::string warning = unsteady(first, last);
@@ -45,35 +35,57 @@ class Bench {
   }
 
  private:
-  const Target& with_stream() {
-    target_.stream = make_stream(target_.device);
-    return target_;
-  }
+  Bench(const Target& target, const Options& options)
+      : stream_(target.device),
+        target_{.device = target.device, .dtype = target.dtype, .stream = stream_},
+        families_(select_families(target_, options.ops)),
+        steps_(select_steps(target_, options.ops, options.models)),
+        configs_(options.configs),
+        json_(options.json),
+        machine_(machine_of(target_, options.threads)) {}
 
-  // An operator that a device lacks, or a shape that its memory does not hold, leaves the others
-  // their turns. What breaks the device itself ends the run.
   void time(Harness& harness, const Family& family) {
-    std::string said;
     for (const Case& c : family.cases) {
-      try {
+      attempt(family.name, [&] {
         const Result result = harness.measure(family.name, c);
         print(json_ ? json_line(result, machine_) : table_row(result, machine_));
-      } catch (const Error& error) {
-        if (target_.device.is_cpu()) throw;
-        target_.stream.sync();
-        complete_ = false;
-        if (said != error.what()) complain(family.name + ": " + error.what());
-        said = error.what();
-      }
+      });
     }
   }
 
+  void time_steps(Harness& harness) {
+    for (const StepCase& step : steps_) {
+      attempt(concat(kStep, " of ", step.config), [&] {
+        const StepResult result = measure_step(step, configs_, target_, harness.measure_ceilings());
+        print(json_ ? json_line(result, machine_) : table_row(result));
+      });
+    }
+  }
+
+  // An operator that a device lacks, or a shape that its memory does not hold, leaves the others
+  // their turns; the same complaint is made once. What breaks the device itself ends the run.
+  void attempt(const std::string& name, const std::function<void()>& measure) {
+    try {
+      measure();
+    } catch (const Error& error) {
+      if (target_.device.is_cpu()) throw;
+      target_.stream.sync();
+      complete_ = false;
+      const std::string complaint = name + ": " + error.what();
+      if (complaint != said_) complain(complaint);
+      said_ = complaint;
+    }
+  }
+
+  OwnedStream stream_;
   Target target_;
   std::vector<Family> families_;
   std::vector<StepCase> steps_;
+  std::string configs_;
   bool json_;
   Machine machine_;
   bool complete_ = true;
+  std::string said_;  // last, to stderr
 };
 
 }  // namespace

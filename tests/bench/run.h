@@ -9,7 +9,9 @@
 namespace sluice::bench {
 
 struct Options {
-  std::vector<std::string> ops = {};  // none: all
+  std::vector<std::string> ops = {};     // none: all
+  std::vector<std::string> models = {};  // of whole steps; none: all of the device's list
+  std::string configs = SLUICE_SOURCE_DIR "/configs";
   std::string device = "auto";
   std::string precision = "";
   bool json = false;

@@ -8,6 +8,18 @@
 #include "trainer/suggest.h"
 
 namespace sluice::bench {
+namespace {
+
+void require_known(const char* option, const char* what, const std::vector<std::string>& asked,
+                   const std::vector<std::string>& known) {
+  for (const std::string& name : asked) {
+    if (std::find(known.begin(), known.end(), name) != known.end()) continue;
+    throw UsageError(concat(option, ": there is no ", what, " '", name, "'",
+                            did_you_mean(name, known), "\nknown: ", join(known)));
+  }
+}
+
+}  // namespace
 
 Target choose_target(const std::string& device, const std::string& precision) {
   const bool has_gpu = num_cuda_devices() > 0;
@@ -34,12 +46,21 @@ std::vector<Family> select_families(const Target& target, const std::vector<std:
   std::vector<Family> all = families(target);
   std::vector<std::string> names = {kStep};
   for (const Family& family : all) names.push_back(family.name);
-  for (const std::string& op : ops) {
-    if (std::find(names.begin(), names.end(), op) != names.end()) continue;
-    throw UsageError("--ops: there is no operator '" + op + "'" + did_you_mean(op, names) +
-                     "\nknown: " + join(names));
-  }
+  require_known("--ops", "operator", ops, names);
   std::erase_if(all, [&](const Family& family) { return !is_chosen(ops, family.name); });
+  return all;
+}
+
+std::vector<StepCase> select_steps(const Target& target, const std::vector<std::string>& ops,
+                                   const std::vector<std::string>& models) {
+  std::vector<StepCase> all = step_cases(target);
+  std::vector<std::string> names;
+  for (const StepCase& step : all) {
+    if (names.empty() || names.back() != step.config) names.push_back(step.config);
+  }
+  require_known("--models", "model", models, names);
+  if (!is_chosen(ops, kStep)) return {};
+  std::erase_if(all, [&](const StepCase& step) { return !is_chosen(models, step.config); });
   return all;
 }
 

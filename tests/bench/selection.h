@@ -4,7 +4,7 @@
 #include <string>
 #include <vector>
 
-#include "tests/bench/workload.h"
+#include "tests/bench/step.h"
 
 namespace sluice::bench {
 
@@ -19,5 +19,9 @@ bool is_chosen(const std::vector<std::string>& ops, const std::string& name);
 
 // The families chosen, in the order of the output. Throws UsageError for an unknown name.
 std::vector<Family> select_families(const Target& target, const std::vector<std::string>& ops);
+
+// The steps chosen: none unless kStep is. Throws UsageError for an unknown model.
+std::vector<StepCase> select_steps(const Target& target, const std::vector<std::string>& ops,
+                                   const std::vector<std::string>& models);
 
 }  // namespace sluice::bench

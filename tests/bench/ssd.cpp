@@ -1,4 +1,4 @@
-// ssd: the four operators of Mamba-2's SSD as one chain, in the layer's order.
+// ssd: the operators of Mamba-2's SSD as one chain, in the layer's order.
 // M chunks
 #include "kernels/chunk_cumsum/chunk_cumsum.h"
 #include "kernels/chunk_scan/chunk_scan.h"
@@ -104,7 +104,7 @@ class Ssd final : public Workload {
   }
 
  private:
-  // What each chunk adds, then the state before it.
+  // The state before each chunk.
   void find_states(const Context& ctx) {
     chunk_cumsum_forward(ctx, {.dt_raw = dt_raw_,
                                .dt_bias = dt_bias_,

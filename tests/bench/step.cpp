@@ -7,12 +7,15 @@
 
 #include "data/batch.h"
 #include "parallel/self_communicator.h"
+#include "tests/bench/gpu.h"
 #include "trainer/step_engine.h"
 
 namespace sluice::bench {
 namespace {
 
-constexpr int kRuns = 5;
+constexpr int kCpuRuns = 5;
+// The first steps of a GPU load code, choose products' algorithms and record the step's graph.
+constexpr int kGpuWarmUp = 3, kGpuRuns = 10;
 
 using Clock = std::chrono::steady_clock;
 
@@ -39,49 +42,66 @@ Batch random_batch(int64_t B, int64_t T, int64_t vocab) {
 // One rank's step with a single micro-batch.
 class Step {
  public:
-  Step(Config config, const StepCase& step) : self_(make_self_communicator()), mesh_(*self_, {}) {
+  Step(Config config, const StepCase& step, const Target& target)
+      : place_{.device = target.device, .stream = target.stream},
+        self_(make_self_communicator(place_)),
+        mesh_(*self_, {}) {
     config.train.global_batch = config.train.micro_batch = step.B;
     config.train.seq_len = step.T;
     config.parallel = {};
-    engine_ = std::make_unique<StepEngine>(config, mesh_);
+    engine_ = std::make_unique<StepEngine>(config, mesh_, target.dtype, place_);
     step_ = step;
   }
 
-  void run() {
+  // Seconds of one step. Its batch is there before, as a trainer has read it meanwhile.
+  double run() {
     Batch batch = random_batch(step_.B, step_.T, engine_->model().config().vocab_size);
     const int64_t targets = batch.num_targets();
-    engine_->step({.lr = 1e-4, .targets = targets, .next_batch = [&] { return std::move(batch); }});
+    const Clock::time_point start = Clock::now();
+    const StepReport report = engine_->step(
+        {.lr = 1e-4, .targets = targets, .next_batch = [&] { return std::move(batch); }});
+    const double seconds = seconds_since(start);
+    SLUICE_CHECK(report.finite, "the loss of a step on random tokens is not finite");
+    return seconds;
   }
 
   const StepEngine& engine() const { return *engine_; }
 
  private:
+  Place place_;
   std::unique_ptr<Communicator> self_;
   Mesh mesh_;
   std::unique_ptr<StepEngine> engine_;
   StepCase step_;
 };
 
-}  // namespace
-
-std::vector<StepCase> step_cases(const Target& target) {
-  if (target.device.is_cuda()) return {};
-  return {{"mamba-130m", 1, 512}, {"mamba2-130m", 1, 512}, {"hybrid-130m", 1, 512}};
+// Dense bf16, as the vendor states it.
+double peak_flops_per_s(const Target& target) {
+  if (target.device.is_cpu() || target.dtype != DType::bf16) return 0;
+  const std::string name = gpu_name(target.device);
+  if (name.find("H100") != name.npos || name.find("H200") != name.npos) return 989e12;
+  if (name.find("A100") != name.npos) return 312e12;
+  return 0;
 }
 
-StepResult measure_step(const StepCase& step, const Ceilings& ceilings) {
-  const Config config =
-      load_config(std::string(SLUICE_SOURCE_DIR) + "/configs/" + step.config + ".yaml").config;
-  StepResult result{.step = step, .timing = {}, .ceilings = ceilings};
+}  // namespace
+
+StepResult measure_step(const StepCase& step, const std::string& configs, const Target& target,
+                        const Ceilings& ceilings) {
+  const Config config = load_config(configs + "/" + step.config + ".yaml").config;
+  StepResult result{.step = step,
+                    .timing = {},
+                    .peak_flops_per_s = peak_flops_per_s(target),
+                    .ceilings = ceilings};
   const Clock::time_point start = Clock::now();
-  Step training(config, step);
+  Step training(config, step, target);
   training.run();
   result.first_step_s = seconds_since(start);
+  const bool on_gpu = target.device.is_cuda();
+  for (int run = 1; run < (on_gpu ? kGpuWarmUp : 1); ++run) training.run();
   std::vector<double> ms;
-  for (int run = 0; run < kRuns; ++run) {
-    const Clock::time_point begin = Clock::now();
-    training.run();
-    ms.push_back(1e3 * seconds_since(begin));
+  for (int run = 0; run < (on_gpu ? kGpuRuns : kCpuRuns); ++run) {
+    ms.push_back(1e3 * training.run());
   }
   result.timing = timing_of(std::move(ms));
   result.num_parameters = training.engine().store().num_elements();
@@ -90,29 +110,34 @@ StepResult measure_step(const StepCase& step, const Ceilings& ceilings) {
   return result;
 }
 
-std::string json_line(const StepResult& result, int num_threads) {
-  const nlohmann::ordered_json line{{"op", "step"},
-                                    {"model", result.step.config},
-                                    {"B", result.step.B},
-                                    {"T", result.step.T},
-                                    {"threads", num_threads},
-                                    {"params", result.num_parameters},
-                                    {"tok_s", result.tokens_per_s()},
-                                    {"step_ms", result.timing.median_ms},
-                                    {"spread", result.timing.spread()},
-                                    {"peak_gib", result.peak_gib},
-                                    {"mfu", result.mfu()},
-                                    {"first_step_s", result.first_step_s}};
+std::string json_line(const StepResult& result, const Machine& machine) {
+  nlohmann::ordered_json line{
+      {"op", "step"}, {"model", result.step.config}, {"B", result.step.B}, {"T", result.step.T}};
+  add_machine(line, machine);
+  line["params"] = result.num_parameters;
+  line["tok_s"] = result.tokens_per_s();
+  line["step_ms"] = result.timing.median_ms;
+  line["step_p10_ms"] = result.timing.p10_ms;
+  line["step_p90_ms"] = result.timing.p90_ms;
+  line["spread"] = result.timing.spread();
+  line["peak_gib"] = result.peak_gib;
+  const double gemm = result.ceilings.gemm_flops_per_s;
+  const double peak = result.peak_flops_per_s > 0 ? result.peak_flops_per_s : gemm;
+  line["mfu"] = result.flops_per_s() / peak;
+  if (gemm > 0) line["of_gemm"] = result.flops_per_s() / gemm;
+  line["first_step_s"] = result.first_step_s;
   return line.dump() + "\n";
 }
 
 std::string table_row(const StepResult& result) {
+  const auto share = [&](double peak, const char* of) {
+    return peak > 0 ? fmt::format(", {:.1f}% of {}", 100 * result.flops_per_s() / peak, of) : "";
+  };
   return fmt::format(
-      "{:<10} {:<16} B {}, T {}: {:.0f} ms, {:.0f} tokens/s, {:.0f}% of gemm, {:.2f} GiB, first "
-      "step "
-      "{:.1f} s\n",
+      "{:<10} {:<16} B {}, T {}: {:.1f} ms, {:.0f} tokens/s{}{}, {:.2f} GiB, first step {:.1f} s\n",
       "step", result.step.config, result.step.B, result.step.T, result.timing.median_ms,
-      result.tokens_per_s(), 100 * result.mfu(), result.peak_gib, result.first_step_s);
+      result.tokens_per_s(), share(result.peak_flops_per_s, "peak"),
+      share(result.ceilings.gemm_flops_per_s, "gemm"), result.peak_gib, result.first_step_s);
 }
 
 }  // namespace sluice::bench
