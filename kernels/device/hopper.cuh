@@ -8,6 +8,7 @@
 
 #include <cstdint>
 
+#include "kernels/device/launch.cuh"
 #include "kernels/device/mma.cuh"
 
 namespace sluice::cuda {
@@ -26,6 +27,18 @@ class SharedBarrier {
   __device__ void arrive() {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];\n" ::"r"(shared_address(&word))
                  : "memory");
+  }
+  // At the same barrier of another block of the cluster, by one lane of a warp at a time: two lanes
+  // that arrive at two blocks in one instruction were seen to hang.
+  __device__ void arrive_at(int rank) {
+    asm volatile(
+        "{\n"
+        ".reg .b32 remote;\n"
+        "mapa.shared::cluster.u32 remote, %0, %1;\n"
+        "mbarrier.arrive.shared::cluster.b64 _, [remote];\n"
+        "}\n" ::"r"(shared_address(&word)),
+        "r"(rank)
+        : "memory");
   }
   // Arrives, and lets the phase wait for `bytes` of copies too.
   __device__ void arrive_expecting(int bytes) {
@@ -78,6 +91,28 @@ __device__ inline void copy_box(void* shared, const CUtensorMap& map, SharedBarr
       "[%0], [%1, {%3, %4, %5}], [%2];\n" ::"r"(shared_address(shared)),
       "l"(&map), "r"(shared_address(&arrived.word)), "r"(x), "r"(y), "r"(z)
       : "memory");
+}
+
+// The same into the shared memory of every block of the cluster whose bit is set in `blocks`, at
+// the same place; each one's own barrier counts the bytes.
+__device__ inline void copy_box_to_all(void* shared, const CUtensorMap& map, SharedBarrier& arrived,
+                                       int x, int y, int z, uint16_t blocks) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+      ".multicast::cluster [%0], [%1, {%3, %4, %5}], [%2], %6;\n" ::"r"(shared_address(shared)),
+      "l"(&map), "r"(shared_address(&arrived.word)), "r"(x), "r"(y), "r"(z), "h"(blocks)
+      : "memory");
+}
+
+// All threads of all blocks of the cluster; what was written to shared memory before is seen after.
+__device__ inline void cluster_barrier() {
+  asm volatile("barrier.cluster.arrive.release.aligned;\n" ::: "memory");
+  asm volatile("barrier.cluster.wait.acquire.aligned;\n" ::: "memory");
+}
+__device__ inline int cluster_rank() {
+  uint32_t rank;
+  asm volatile("mov.u32 %0, %%cluster_ctarank;\n" : "=r"(rank));
+  return int(rank);
 }
 
 template <int kRegisters>
@@ -152,6 +187,31 @@ __device__ void wgmma_64x256(float (&d)[128], uint64_t a, uint64_t b, bool add) 
         "+f"(d[116]), "+f"(d[117]), "+f"(d[118]), "+f"(d[119]), "+f"(d[120]), "+f"(d[121]),
         "+f"(d[122]), "+f"(d[123]), "+f"(d[124]), "+f"(d[125]), "+f"(d[126]), "+f"(d[127])
       : "l"(a), "l"(b), "r"(int(add)), "n"(int(kARowsAreK)), "n"(int(kBRowsAreK)));
+}
+
+// Launches clusters of `cluster` neighbouring blocks.
+template <class... Parameters, class... Args>
+void launch_clusters(const Context& ctx, const char* name, const Grid& grid, int cluster,
+                     void (*kernel)(Parameters...), Args&&... args) {
+  if (grid.blocks.x == 0) return;
+  CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                  int(grid.shared_bytes)));
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim.x = unsigned(cluster);
+  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid.blocks;
+  config.blockDim = grid.threads;
+  config.dynamicSmemBytes = grid.shared_bytes;
+  config.stream = stream_of(ctx);
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  const cudaError_t status =
+      cudaLaunchKernelEx(&config, kernel, Parameters(std::forward<Args>(args))...);
+  SLUICE_CHECK(status == cudaSuccess, name, ": ", cudaGetErrorString(status), " at a launch of ",
+               grid.blocks.x, " blocks of ", grid.threads.x, " threads in clusters of ", cluster,
+               ", ", grid.shared_bytes, " bytes of shared memory");
 }
 
 }  // namespace sluice::cuda
