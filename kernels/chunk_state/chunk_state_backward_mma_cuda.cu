@@ -14,6 +14,7 @@
 // too few warps fit to hide what each waits for. Weights come and dots go in the order of tiles
 // (chunk_state_tokens.cuh). One barrier a head: while a head is worked on, the next one's dstate is
 // on its way to registers, and x and dx of the next two to shared memory.
+#include "kernels/chunk_state/chunk_state_copies.cuh"
 #include "kernels/chunk_state/chunk_state_cuda.cuh"
 #include "kernels/chunk_state/chunk_state_cuda.h"
 #include "kernels/chunk_state/chunk_state_tokens.cuh"
@@ -100,22 +101,34 @@ struct StateLoads {
   }
 };
 
-// x, dx and the weights of a head.
-template <class S>
-__device__ void copy_head(const ChunkStateInputs<Bf16>& in, const ChunkStateGradients<Bf16, S>& out,
-                          const Partials& partials, const Task& task, int64_t h, Room& room,
-                          int stage) {
-  copy_tile_async<kTokens, kP, kThreads>(SharedTile<kP>{room.x[stage]}, in.x + h * kP, in.x_stride,
-                                         task.row, task.end);
-  copy_tile_async<kTokens, kP, kThreads>(SharedTile<kP>{room.dx[stage]}, out.dx + h * kP,
-                                         out.dx_stride, task.row, task.end);
-  const int t = threadIdx.x;
-  if (t >= kTokens / 4) return;
-  const bool valid = task.token + 4 * t < partials.padded;
-  const float* const from =
-      partials.weights + (task.chunk_row * in.H + h) * partials.padded + task.token + 4 * t;
-  copy_async_16(&room.weights[stage][4 * t], valid ? from : partials.weights, valid);
-}
+// x, dx and the weights, one head after the other.
+struct Copies {
+  TileCopies<kTokens, kP, kThreads> x, dx;
+  const float* weights;  // this thread's, if it is one of the first
+  int rows;              // of the tile
+  bool weighs;           // this thread has weights to copy, not padding
+
+  template <class S>
+  __device__ Copies(const ChunkStateInputs<Bf16>& in, const ChunkStateGradients<Bf16, S>& out,
+                    const Partials& partials, const Task& task)
+      : x(in.x + task.row * in.x_stride + task.first_head * kP, in.x_stride),
+        dx(out.dx + task.row * out.dx_stride + task.first_head * kP, out.dx_stride) {
+    const int64_t token = task.token + 4 * int(threadIdx.x);
+    weighs = token < partials.padded;
+    weights = partials.weights + (task.chunk_row * in.H + task.first_head) * partials.padded +
+              (weighs ? token : 0);
+    rows = int(std::min<int64_t>(kTokens, task.end - task.row));
+  }
+  __device__ void copy(const Partials& partials, Room& room, int stage) {
+    x.copy(room.x[stage], rows);
+    dx.copy(room.dx[stage], rows);
+    if (threadIdx.x < kTokens / 4)
+      copy_async_16(&room.weights[stage][4 * threadIdx.x], weights, weighs);
+    x.from += kP;
+    dx.from += kP;
+    weights += partials.padded;
+  }
+};
 
 // The warp's rows and half of the columns.
 __device__ inline int warp_row() { return int(threadIdx.x) / (2 * kWarp) * kMmaM; }
@@ -178,18 +191,14 @@ __device__ void add_dB(const SharedTile<kP>& x, const SharedTile<kN>& dstate,
   }
 }
 
-// What the warp has finished of dx, to memory.
-template <class S>
-__device__ void store_dx(const ChunkStateGradients<Bf16, S>& out, const Task& task, int64_t h,
-                         const SharedTile<kP>& dx) {
-  constexpr int kPieces = kP / 2 / 8;
+// What the warp has finished of dx, to memory. `to` is the lane's place in the tile's rows; its
+// pieces lie 8 rows apart.
+__device__ void store_dx(const SharedTile<kP>& dx, Bf16* to, int64_t stride, int row, int rows) {
+  const int column = warp_half() * (kP / 2) + int(threadIdx.x) % 4 * 8;
   __syncwarp();
 #pragma unroll
-  for (int i = threadIdx.x % kWarp; i < kMmaM * kPieces; i += kWarp) {
-    const int row = warp_row() + i / kPieces, column = warp_half() * (kP / 2) + i % kPieces * 8;
-    if (task.row + row >= task.end) continue;
-    Pack<Bf16>::load(dx.piece(row, column))
-        .store(out.dx + (task.row + row) * out.dx_stride + h * kP + column);
+  for (int i = 0; i < kMmaM; i += 8) {
+    if (row + i < rows) Pack<Bf16>::load(dx.piece(row + i, column)).store(to + i * stride);
   }
 }
 
@@ -239,12 +248,14 @@ __global__ void __launch_bounds__(kThreads, 1)
   const S* dstate = out.dstate + task.chunk_row * out.dstate_stride + task.first_head * kP * kN;
 
   copy_tile_async<kTokens, kN, kThreads>(B, in.B + task.g * kN, in.B_stride, task.row, task.end);
+  Copies copies(in, out, partials, task);
 #pragma unroll 1
   for (int ahead = 0; ahead < kStages - 1; ++ahead) {
-    if (task.first_head + ahead < task.end_head)
-      copy_head(in, out, partials, task, task.first_head + ahead, room, ahead);
+    if (task.first_head + ahead < task.end_head) copies.copy(partials, room, ahead);
     commit_copies();
   }
+  Bf16* dx_to = out.dx + (task.row + row) * out.dx_stride + task.first_head * kP +
+                warp_half() * (kP / 2) + int(threadIdx.x) % 4 * 8;
   StateLoads<S> next;
   next.load(dstate);
   Accumulator dB[kN / 2 / kMmaN];
@@ -258,14 +269,15 @@ __global__ void __launch_bounds__(kThreads, 1)
     wait_copies<kStages - 2>();
     __syncthreads();  // the head has arrived; all are done with the one before
     if (h + kStages - 1 < task.end_head)
-      copy_head(in, out, partials, task, h + kStages - 1, room, (stage + kStages - 1) % kStages);
+      copies.copy(partials, room, (stage + kStages - 1) % kStages);
     commit_copies();
     if (h > task.first_head) store_dots(in, partials, task, h - 1, room.dots[parity ^ 1]);
 
     const float weights[2] = {room.weights[stage][row], room.weights[stage][row + 8]};
     add_dx(x, dx, B, state, weights, room.dots[parity][warp_half()]);
     add_dB(x, state, weights, dB);
-    store_dx(out, task, h, dx);
+    store_dx(dx, dx_to, out.dx_stride, row, copies.rows);
+    dx_to += kP;
     stage = (stage + 1) % kStages;
     parity ^= 1;
   }

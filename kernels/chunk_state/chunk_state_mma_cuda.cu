@@ -13,6 +13,7 @@
 // tiles of 64 tokens, four stages of cp.async deep: of one chunk, or with kPass of all chunks of
 // the row. What bounds it beside memory are the L2 cache's reads, as every head reads B again: the
 // widest block that leaves two a multiprocessor reads least.
+#include "kernels/chunk_state/chunk_state_copies.cuh"
 #include "kernels/chunk_state/chunk_state_cuda.cuh"
 #include "kernels/chunk_state/chunk_state_cuda.h"
 #include "kernels/chunk_state/chunk_state_tokens.cuh"
@@ -68,43 +69,61 @@ struct Task {
 };
 
 // A tile of tokens on the walk.
-struct Cursor {
-  int64_t m;           // the chunk
-  int64_t token;       // the first, of the row
-  int64_t begin, end;  // tokens of the chunk
+struct Tile {
+  int64_t m;   // the chunk
+  int left;    // tokens of the chunk from the tile's first on
+  bool first;  // of the chunk
 
-  __device__ Cursor(const ChunkStateInputs<Bf16>& in, int64_t m) { enter(in, m); }
-  __device__ void enter(const ChunkStateInputs<Bf16>& in, int64_t chunk) {
-    m = chunk;
-    const ChunkSpan span(m, in.chunk, in.tokens);
-    token = begin = span.begin;
-    end = span.end;
+  __device__ Tile(const ChunkStateInputs<Bf16>& in, int64_t m)
+      : m(m), left(size(in)), first(true) {}
+  __device__ int size(const ChunkStateInputs<Bf16>& in) const {
+    return int(std::min(in.chunk, in.tokens - m * in.chunk));
   }
   __device__ void advance(const ChunkStateInputs<Bf16>& in) {
-    token += kTokens;
-    if (token >= end) enter(in, m + 1);
+    first = left <= kTokens;
+    m += first;
+    left = first ? size(in) : left - kTokens;
   }
 };
 
+// What is copied, one tile after the other.
 template <int kColumns>
-__device__ void copy_stage(const ChunkStateInputs<Bf16>& in, const StateArrays& out,
-                           const Task& task, const Cursor& at, Room<kColumns>& room, int stage) {
-  const int64_t first = task.b * in.tokens;
-  const int64_t row = first + at.token, end = first + at.end;
-  copy_tile_async<kTokens, kRows, kThreads>(SharedTile<kRows>{room.x[stage]},
-                                            in.x + task.h * in.P + task.p0, in.x_stride, row, end);
-  copy_tile_async<kTokens, kColumns, kThreads>(SharedTile<kColumns>{room.B[stage]},
-                                               in.B + task.h * in.G / in.H * in.N + task.n0,
-                                               in.B_stride, row, end);
-  const int t = threadIdx.x;
-  const int64_t chunk_row = task.b * in.M + at.m;
-  if (t < kTokens / 4)
-    copy_async_16(
-        &room.weights[stage][4 * t],
-        out.weights + (chunk_row * in.H + task.h) * out.padded + at.token - at.begin + 4 * t);
-  if (t == kTokens / 4)
-    copy_async_4(&room.decay[stage], out.decay + chunk_row * out.decay_stride + task.h);
-}
+struct Copies {
+  Tile at;
+  TileCopies<kTokens, kRows, kThreads> x;
+  TileCopies<kTokens, kColumns, kThreads> B;
+  const float* weights;  // this thread's, if it is one of the first
+  const float* decay;
+
+  __device__ Copies(const ChunkStateInputs<Bf16>& in, const StateArrays& out, const Task& task)
+      : at(in, task.first_chunk),
+        x(in.x + first_row(in, task) * in.x_stride + task.h * in.P + task.p0, in.x_stride),
+        B(in.B + first_row(in, task) * in.B_stride + task.h * in.G / in.H * in.N + task.n0,
+          in.B_stride) {
+    const int64_t chunk_row = task.b * in.M + at.m;
+    weights = out.weights + (chunk_row * in.H + task.h) * out.padded + 4 * int(threadIdx.x);
+    decay = out.decay + chunk_row * out.decay_stride + task.h;
+  }
+  static __device__ int64_t first_row(const ChunkStateInputs<Bf16>& in, const Task& task) {
+    return task.b * in.tokens + task.first_chunk * in.chunk;
+  }
+  __device__ void copy(const ChunkStateInputs<Bf16>& in, const StateArrays& out,
+                       Room<kColumns>& room, int stage) {
+    x.copy(room.x[stage], at.left);
+    B.copy(room.B[stage], at.left);
+    const int t = threadIdx.x;
+    if (t < kTokens / 4) copy_async_16(&room.weights[stage][4 * t], weights);
+    if (t == kTokens / 4) copy_async_4(&room.decay[stage], decay);
+    const int step = at.left < kTokens ? at.left : kTokens;
+    x.from += step * in.x_stride;
+    B.from += step * in.B_stride;
+    weights += kTokens;
+    at.advance(in);
+    if (!at.first) return;
+    weights += in.H * out.padded - out.padded;
+    decay += out.decay_stride;
+  }
+};
 
 // One k step of A: words 0 and 1 are tokens 2 pair and the next, words 2 and 3 eight further.
 __device__ inline void scale_tokens(FragmentA& a, const float* weights) {
@@ -184,32 +203,27 @@ __global__ void __launch_bounds__(kThreads, 2)
   if (kPass && out.initial != nullptr)
     state.load(out.initial + head_row * out.initial_stride + end_part, in.N);
 
-  Cursor ahead(in, task.first_chunk);
+  Copies<kColumns> copies(in, out, task);
 #pragma unroll 1
   for (int stage = 0; stage < kStages - 1; ++stage) {
-    if (ahead.m < task.end_chunk) {
-      copy_stage(in, out, task, ahead, room, stage);
-      ahead.advance(in);
-    }
+    if (copies.at.m < task.end_chunk) copies.copy(in, out, room, stage);
     commit_copies();
   }
   int stage = 0;
-  for (Cursor at(in, task.first_chunk); at.m < task.end_chunk; at.advance(in)) {
+  float* to = out.state + (task.b * in.M + task.first_chunk) * out.state_stride + part;
+  for (Tile at(in, task.first_chunk); at.m < task.end_chunk; at.advance(in)) {
     wait_copies<kStages - 2>();
     __syncthreads();  // the stage has arrived; all are done with the one before
-    if (ahead.m < task.end_chunk) {
-      copy_stage(in, out, task, ahead, room, (stage + kStages - 1) % kStages);
-      ahead.advance(in);
-    }
+    if (copies.at.m < task.end_chunk) copies.copy(in, out, room, (stage + kStages - 1) % kStages);
     commit_copies();
-    float* const to = out.state + (task.b * in.M + at.m) * out.state_stride + part;
-    if (kPass && at.token == at.begin) {
+    if (kPass && at.first) {
       state.store(to, in.N);
       state.scale(room.decay[stage]);
+      to += out.state_stride;
     }
     state.add_tile(SharedTile<kRows>{room.x[stage]}, SharedTile<kColumns>{room.B[stage]},
                    room.weights[stage]);
-    if (!kPass && at.token + kTokens >= at.end) state.store(to, in.N);
+    if (!kPass && at.left <= kTokens) state.store(to, in.N);
     stage = (stage + 1) % kStages;
   }
   if (kPass && out.final_state != nullptr)

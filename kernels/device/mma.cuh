@@ -101,11 +101,12 @@ struct SharedTile {
   Bf16* data;
 
   // `column` is a multiple of 8: the piece's first element, 16 bytes aligned.
-  __device__ Bf16* piece(int row, int column) const {
+  __device__ static int place(int row, int column) {
     constexpr int kRowsOfBanks = kPieces < 8 ? 8 / kPieces : 1;  // rows in all 32 banks
     constexpr int kMask = (kPieces < 8 ? kPieces : 8) - 1;
-    return data + row * kColumns + ((column / 8) ^ (row / kRowsOfBanks & kMask)) * 8;
+    return row * kColumns + ((column / 8) ^ (row / kRowsOfBanks & kMask)) * 8;
   }
+  __device__ Bf16* piece(int row, int column) const { return data + place(row, column); }
   __device__ Bf16* element(int row, int column) const { return piece(row, column) + column % 8; }
 };
 

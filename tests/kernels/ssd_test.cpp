@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 #include <omp.h>
 
+#include "kernels/chunk_state/entering_states.h"
 #include "kernels/ssd_step/ssd_step.h"
 #include "tests/kernels/ssd_chain.h"
 #include "tests/support/tolerance.h"
@@ -127,6 +128,25 @@ TEST_P(SsdShapes, RerunsAndThreadCountsAreBitEqual) {
   EXPECT_TRUE(bit_equal(a.ddt_raw, b.ddt_raw) && bit_equal(a.ddt_bias, b.ddt_bias));
   EXPECT_TRUE(bit_equal(a.dA_log, b.dA_log) && bit_equal(a.dD, b.dD));
   EXPECT_TRUE(bit_equal(a.dinitial, b.dinitial));
+}
+
+TEST_P(SsdShapes, EnteringStatesAreThoseOfTheTwoOperators) {
+  SsdChain c(GetParam(), DType::f64);
+  c.cumsum(), c.chunk_states(), c.pass_states();
+  Tensor incoming(c.incoming.dims(), DType::f64), decay(c.decay.dims(), DType::f64);
+  Tensor final_state(c.final_state.dims(), DType::f64);
+  entering_states(c.ctx, {.x = c.x,
+                          .B = c.B,
+                          .dt = c.dt,
+                          .cum = c.cum,
+                          .doc_begin = c.doc_begin,
+                          .initial = c.initial,
+                          .incoming = incoming,
+                          .decay = decay,
+                          .final_state = final_state,
+                          .chunk = c.shape.Q});
+  EXPECT_TRUE(bit_equal(incoming, c.incoming) && bit_equal(final_state, c.final_state));
+  EXPECT_TRUE(bit_equal(decay, c.decay));
 }
 
 TEST_P(SsdShapes, OneTokenAtATimeEqualsTheChain) {
