@@ -125,7 +125,7 @@ void Model::train(const Context& ctx, const ModelInput& input, const TrainingPas
                                        .loss_sum = pass.loss,
                                        .dhidden = dresidual,
                                        .dweight = store_.grad(head_),
-                                       .loss_scale = pass.loss_scale});
+                                       .step_scale = pass.loss_scale});
   }
   rms_norm_backward(ctx, {.dy = dresidual,
                           .sum = tape.residual,

@@ -39,8 +39,8 @@ struct ModelInput {
 };
 
 struct TrainingPass {
-  double loss_scale = 1;                       // 1 / target tokens of the step, world-wide
-  TensorView loss = {};                        // (1) f64: the sum of token losses, overwritten
+  ConstTensorView loss_scale = {};  // (1) f64: 1 / target tokens of the step, world-wide; or 1
+  TensorView loss = {};             // (1) f64: the sum of token losses, overwritten
   const StatisticsSink* statistics = nullptr;  // optional
   RoutingTape* routing = nullptr;              // optional
   // Called when a parameter's gradient is complete for this micro-batch; optional.

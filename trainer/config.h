@@ -74,6 +74,7 @@ struct TrainConfig {
   NanPolicy nan_policy = NanPolicy::skip;
   int64_t max_bad_steps = 5;
   int64_t threads = 0;
+  bool graph = true;
 
   template <class V>
   void fields(V&& v) {
@@ -101,6 +102,8 @@ struct TrainConfig {
             .min = 0,
             .max = 4096},
       threads);
+    v(Field{.name = "graph", .help = "on a GPU: launch a step as one graph, where it is the same"},
+      graph);
   }
   void validate() const;
 };

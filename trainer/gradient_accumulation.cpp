@@ -68,13 +68,15 @@ void GradientAccumulation::allocate_scalars(bool allocate) {
   const Communicator& ranks = mesh_.joined({Axis::dp, Axis::cp});
   const int64_t rows = micro_batches_.count * ranks.size();
   const Device device = store_.device();
-  // The table of all ranks, of which this rank's rows are a part; where its losses are; their sum.
-  const int64_t numbers = rows * kScalars + rows + 1;
+  // The table of all ranks, of which this rank's rows are a part; where its losses are; their sum
+  // and scale.
+  const int64_t numbers = rows * kScalars + rows + 2;
   if (allocate) scalar_storage_ = Buffer(numbers * sizeof(double), device);
   const TensorView all(scalar_storage_.data(), {numbers}, DType::f64, device);
   gathered_ = all.columns(0, {rows * kScalars}).reshape({rows, kScalars});
   scalars_ = gathered_.row_range(ranks.rank() * micro_batches_.count, micro_batches_.count);
   loss_ = all.columns(rows * kScalars + rows, {1});
+  loss_scale_ = all.columns(rows * kScalars + rows + 1, {1});
   loss_places_ = TensorView(all.columns(rows * kScalars, {rows}).data, {rows}, DType::i64, device);
   if (!allocate) return;
   const OwnedStream stream(device);
@@ -124,7 +126,7 @@ void GradientAccumulation::run_leaf(const Context& ctx, const Model& model, cons
   StatisticsSink statistics = statistics_.sink();
   statistics.losses = scalars.columns(1, {2});
   zero(ctx, scalars);
-  TrainingPass pass{.loss_scale = step.loss_scale,
+  TrainingPass pass{.loss_scale = loss_scale_,
                     .loss = scalars.columns(0, {1}),
                     .statistics = &statistics,
                     .routing = step.routing};
@@ -149,7 +151,10 @@ void GradientAccumulation::run_leaf(const Context& ctx, const Model& model, cons
     merge_leaf(leaf, buffers_, 0, own.numel());
 }
 
-void GradientAccumulation::load(const Context& ctx, const std::function<Batch()>& next_batch) {
+void GradientAccumulation::load(const Context& ctx, const std::function<Batch()>& next_batch,
+                                double loss_scale) {
+  if (!ctx.counting())
+    copy_bytes(loss_scale_.data, ctx.device, &loss_scale, kCpu, sizeof(double), ctx.stream);
   batches_.resize(micro_batches_.count);
   for (DeviceBatch& batch : batches_) batch.load(ctx, next_batch());
 }

@@ -57,12 +57,11 @@ class GradientAccumulation {
 
   // What all micro-batches of a step have in common.
   struct Step {
-    double loss_scale = 1;                   // 1 / target tokens of the step, world-wide
     RoutingTape* routing = nullptr;          // optional
     const CarriedStates* carried = nullptr;  // optional
   };
-  // Takes the step's micro-batches, in order.
-  void load(const Context& ctx, const std::function<Batch()>& next_batch);
+  // Takes the step's micro-batches, in order, and 1 / target tokens of the step, world-wide.
+  void load(const Context& ctx, const std::function<Batch()>& next_batch, double loss_scale);
   // Runs every micro-batch and reduces, without waiting for a GPU. Afterwards gradients() holds the
   // world's sum of what this rank owns (with zero 0: of everything).
   void run(const Context& ctx, const Model& model, const Step& step);
@@ -104,6 +103,7 @@ class GradientAccumulation {
   TensorView scalars_;                // (micro-batches of this rank, kScalars) f64
   TensorView gathered_;               // the same of all ranks of dp and cp
   TensorView loss_places_;            // i64: the losses among gathered_
+  TensorView loss_scale_;             // (1) f64
   TensorView loss_;                   // (1) f64
   StatisticsBuffer statistics_;       // expert counts of this step
   std::vector<DeviceBatch> batches_;  // of the step

@@ -146,15 +146,18 @@ Scores score(const LoadedModel& loaded, const TokenRows& rows, const ScoreReques
   const Device device = loaded.model->device();
   StepArenas arenas(peaks_of(loaded, longest(rows)), {.device = device, .stream = stream});
   const Context ctx = arenas.context();
-  const Buffer loss_storage(sizeof(double), device);
-  const TensorView loss(loss_storage.data(), {1}, DType::f64, device);
+  const Buffer numbers(2 * sizeof(double), device);
+  const TensorView both(numbers.data(), {2}, DType::f64, device);
+  const TensorView loss = both.columns(0, {1}), scale = both.columns(1, {1});
+  const double per_target = 1 / double(scores.targets);
+  copy_bytes(scale.data, device, &per_target, kCpu, sizeof(double), stream);
   DeviceBatch here;
   double loss_sum = 0;
   for (int64_t i = 0; i < scores.rows; ++i) {
     here.load(ctx, one_document(i, rows[i]));
     const ModelInput input = here.input();
     if (request.gradients) {
-      loaded.model->train(ctx, input, {.loss_scale = 1 / double(scores.targets), .loss = loss});
+      loaded.model->train(ctx, input, {.loss_scale = scale, .loss = loss});
     } else {
       loaded.model->evaluate(ctx, input, loss);
     }

@@ -9,6 +9,14 @@
 
 namespace sluice {
 
+namespace {
+
+double per_target(const StepInput& input) {
+  return 1.0 / double(std::max<int64_t>(1, input.targets));
+}
+
+}  // namespace
+
 StepEngine::StepEngine(const Config& config, const Mesh& mesh, DType dtype, const Place& place)
     : config_(config),
       mesh_(mesh),
@@ -31,7 +39,15 @@ StepEngine::StepEngine(const Config& config, const Mesh& mesh, DType dtype, cons
                                              place.device, !mesh.planned())
                                        : nullptr),
       arenas_(make_arenas()) {
+  if (takes_graph()) graph_ = std::make_unique<DeviceGraph>();
   if (!mesh.planned()) store_.initialise(uint64_t(config.seed));
+}
+
+// A step is one graph where its launches are the same every time, and the host reads nothing
+// within.
+bool StepEngine::takes_graph() const {
+  return place_.device.is_cuda() && config_.train.graph && carried_ == nullptr &&
+         mesh_.shape().ep == 1 && mesh_.shape().cp == 1 && !mesh_.planned();
 }
 
 // As large as a step with one micro-batch, or an evaluation, says.
@@ -59,8 +75,17 @@ EngineMemory StepEngine::memory() const {
 StepReport StepEngine::step(const StepInput& input) {
   const Context ctx = arenas_.context();
   optimizer_.begin_update(ctx, input.lr);
-  accumulation_.load(ctx, input.next_batch);
-  enqueue(input);
+  accumulation_.load(ctx, input.next_batch, per_target(input));
+  if (!graph_ || input.routing != nullptr) {
+    enqueue(input);
+  } else if (graph_->captured()) {
+    graph_->launch(place_.stream);
+  } else if (++steps_before_graph_ == 1) {
+    enqueue(input);  // libraries set themselves up in a first step
+  } else {
+    graph_->capture(place_.stream, [&] { enqueue(input); });
+    graph_->launch(place_.stream);
+  }
   StepReport report = read_report(input);
   end_step(report);
   return report;
@@ -90,18 +115,9 @@ void StepEngine::count_evaluation() {
                   TensorView(nullptr, {1}, DType::f64, place_.device));
 }
 
-namespace {
-
-double per_target(const StepInput& input) {
-  return 1.0 / double(std::max<int64_t>(1, input.targets));
-}
-
-}  // namespace
-
 void StepEngine::accumulate_gradients(const StepInput& input) {
-  accumulation_.run(
-      arenas_.context(), model_,
-      {.loss_scale = per_target(input), .routing = input.routing, .carried = carried_.get()});
+  accumulation_.run(arenas_.context(), model_,
+                    {.routing = input.routing, .carried = carried_.get()});
 }
 
 // All ranks find the same loss and norm, so they decide alike.

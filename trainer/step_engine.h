@@ -7,6 +7,7 @@
 #include <memory>
 
 #include "data/batch.h"
+#include "kernels/core/device_memory.h"
 #include "parallel/mesh.h"
 #include "trainer/carried_states.h"
 #include "trainer/config.h"
@@ -92,6 +93,7 @@ class StepEngine {
   Context context() { return arenas_.context(); }
   const Place& place() const { return place_; }
   EngineMemory memory() const;
+  bool uses_graph() const { return graph_ != nullptr; }
 
   // Collective. The last step's gradient, unclipped, into a flat tensor of the store's layout: of
   // all parameters that this rank holds, whoever owns them.
@@ -99,6 +101,7 @@ class StepEngine {
 
  private:
   StepArenas make_arenas() const;
+  bool takes_graph() const;
   void enqueue(const StepInput& input);
   void accumulate_gradients(const StepInput& input);
   void clip();
@@ -120,6 +123,8 @@ class StepEngine {
   TensorView norm_;  // (1) f64
   std::unique_ptr<CarriedStates> carried_;
   StepArenas arenas_;
+  std::unique_ptr<DeviceGraph> graph_;  // of enqueue(); null: every step is launched anew
+  int steps_before_graph_ = 0;
 };
 
 }  // namespace sluice

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstddef>
+#include <functional>
 #include <vector>
 
 #include "kernels/core/device.h"
@@ -30,6 +31,23 @@ std::vector<double> to_host(const ConstTensorView& values, Stream stream);
 // On the host a stream is nothing.
 Stream make_stream(Device device);
 void destroy_stream(Stream stream) noexcept;
+
+// Work that was recorded once and is launched as a whole. Of GPUs only.
+class DeviceGraph {
+ public:
+  DeviceGraph() = default;
+  ~DeviceGraph();
+  DeviceGraph(const DeviceGraph&) = delete;
+  DeviceGraph& operator=(const DeviceGraph&) = delete;
+
+  bool captured() const { return handle_ != nullptr; }
+  // Records what `enqueue` gives to the stream, without running it.
+  void capture(Stream stream, const std::function<void()>& enqueue);
+  void launch(Stream stream) const;
+
+ private:
+  void* handle_ = nullptr;
+};
 
 class OwnedStream {
  public:

@@ -77,6 +77,32 @@ void destroy_stream(Stream stream) noexcept {
   if (stream.handle != nullptr) cudaStreamDestroy(handle_of(stream));
 }
 
+DeviceGraph::~DeviceGraph() {
+  if (handle_ != nullptr) cudaGraphExecDestroy(static_cast<cudaGraphExec_t>(handle_));
+}
+
+void DeviceGraph::capture(Stream stream, const std::function<void()>& enqueue) {
+  cudaGraph_t graph = nullptr;
+  CUDA_CHECK(cudaStreamBeginCapture(handle_of(stream), cudaStreamCaptureModeThreadLocal));
+  try {
+    enqueue();
+  } catch (...) {
+    cudaStreamEndCapture(handle_of(stream), &graph);
+    if (graph != nullptr) cudaGraphDestroy(graph);
+    throw;
+  }
+  CUDA_CHECK(cudaStreamEndCapture(handle_of(stream), &graph));
+  cudaGraphExec_t exec = nullptr;
+  const cudaError_t status = cudaGraphInstantiate(&exec, graph, 0);
+  cudaGraphDestroy(graph);
+  CUDA_CHECK(status);
+  handle_ = exec;
+}
+
+void DeviceGraph::launch(Stream stream) const {
+  CUDA_CHECK(cudaGraphLaunch(static_cast<cudaGraphExec_t>(handle_), handle_of(stream)));
+}
+
 void Stream::sync() const {
   if (handle != nullptr) CUDA_CHECK(cudaStreamSynchronize(static_cast<cudaStream_t>(handle)));
 }

@@ -47,4 +47,12 @@ void destroy_stream(Stream) noexcept {}
 
 void Stream::sync() const {}
 
+DeviceGraph::~DeviceGraph() = default;
+
+void DeviceGraph::capture(Stream, const std::function<void()>&) {
+  throw Error(ExitCode::bug, "graphs are of GPUs");
+}
+
+void DeviceGraph::launch(Stream) const { throw Error(ExitCode::bug, "graphs are of GPUs"); }
+
 }  // namespace sluice

@@ -37,6 +37,7 @@ void check_arguments(const Context& ctx, const LinearXentForwardBackward& args) 
   if (args.weights) expect("weights", args.weights, {B, T}, stat_dtype(dtype), ctx.device);
   expect("losses", args.losses, {B, T}, stat_dtype(dtype), ctx.device);
   expect("loss_sum", args.loss_sum, {1}, DType::f64, ctx.device);
+  if (args.step_scale) expect("step_scale", args.step_scale, {1}, DType::f64, ctx.device);
 }
 
 // Tokens in chunks of at most chunk_bytes of logits.
@@ -103,7 +104,8 @@ void run(const Context& ctx, const LinearXentForwardBackward& args) {
                         .weights = args.weights,
                         .losses = args.losses,
                         .with_gradient = with_gradient,
-                        .loss_scale = args.loss_scale});
+                        .loss_scale = args.loss_scale,
+                        .step_scale = args.step_scale});
     if (!with_gradient) continue;
     gemm(ctx, {.a = logits, .b = args.weight, .c = args.dhidden.matrix().row_range(first, count)});
     gemm(ctx, {.a = logits, .b = x, .c = args.dweight, .transpose_a = true, .beta = 1});

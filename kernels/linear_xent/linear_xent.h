@@ -8,9 +8,9 @@
 // throws DataError on the CPU; a GPU, which nobody waits for, makes its loss and gradient NaN.
 //
 // The backward needs the logits again, so forward and backward come as one pass too, which gives
-// the gradients of loss_scale * sum_t loss[t]:
-//   dlogits[t] = loss_scale * weights[t] * (softmax(logits[t]) - onehot(targets[t]))
-//   dhidden    = dlogits weight;   dweight += dlogits^T hidden
+// the gradients of scale * sum_t loss[t]:
+//   dlogits[t] = scale * weights[t] * (softmax(logits[t]) - onehot(targets[t]))
+//   dhidden    = dlogits weight;   dweight += dlogits^T hidden;   scale = loss_scale * step_scale
 //
 // B batch, T tokens on this rank, D model, V vocabulary
 #pragma once
@@ -45,8 +45,11 @@ struct LinearXentForwardBackward {
   TensorView loss_sum = {};      // (1) f64, overwritten
   TensorView dhidden = {};       // (B, T, D), overwritten
   TensorView dweight = {};       // (V, D) statistics, accumulated
-  double loss_scale = 1;         // 1 / (target tokens of the step, world-wide)
-  int64_t chunk_bytes = 0;       // at most, but a token; 0: the device's constant above
+  double loss_scale = 1;
+  // (1) f64, optional: multiplies loss_scale. It differs from step to step (1 / target tokens,
+  // world-wide), so it is read where the operator runs.
+  ConstTensorView step_scale = {};
+  int64_t chunk_bytes = 0;  // at most, but a token; 0: the device's constant above
 };
 void linear_xent_forward_backward(const Context& ctx, const LinearXentForwardBackward& args);
 

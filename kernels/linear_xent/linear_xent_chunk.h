@@ -13,6 +13,7 @@ struct XentChunk {
   TensorView losses = {};        // (B, T)
   bool with_gradient = false;
   double loss_scale = 1;
+  ConstTensorView step_scale = {};  // (1) f64, optional
 };
 
 }  // namespace sluice

@@ -31,6 +31,8 @@ double xent_row(const XentRow& row, T* logits) {
 
 template <class T>
 void xent_chunk(const XentChunk& chunk) {
+  const double step_scale = chunk.step_scale ? *chunk.step_scale.as<double>() : 1.0;
+  const double loss_scale = chunk.loss_scale * step_scale;
   const int64_t rows = chunk.logits.rows();
   const int64_t V = chunk.logits.row_size();
   const int64_t row_tokens = chunk.targets.row_size();
@@ -50,7 +52,7 @@ void xent_chunk(const XentChunk& chunk) {
     const XentRow row{.V = V,
                       .target = target,
                       .with_gradient = chunk.with_gradient,
-                      .scale = chunk.loss_scale * weight};
+                      .scale = loss_scale * weight};
     if constexpr (std::is_same_v<T, float>) {
       loss = float(weight * xent_row_simd(row, logits));
     } else {

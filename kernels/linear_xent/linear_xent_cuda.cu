@@ -31,7 +31,8 @@ struct XentRows {
   int64_t weights_stride;
   float* losses;
   int64_t losses_stride;
-  float loss_scale;
+  double loss_scale;
+  const double* step_scale;  // or null
 };
 
 // A running maximum, and the sum of exponentials relative to it.
@@ -178,7 +179,8 @@ __global__ void __launch_bounds__(kRowThreads, 2) xent_rows_kernel(XentRows<T> p
   if (threadIdx.x == 0) loss = weight * (logf(all.sum) + (all.largest - target_logit));
   if constexpr (kPass != Pass::loss) {
     __syncthreads();  // the target's logit has been read
-    const float scale = p.loss_scale * weight;
+    const double step_scale = p.step_scale != nullptr ? *p.step_scale : 1.0;
+    const float scale = float(p.loss_scale * step_scale) * weight;
     write_gradient(row, logits, p.V, target, all.largest, scale / all.sum, scale);
   }
 }
@@ -227,7 +229,8 @@ void xent_chunk(const Context& ctx, const XentChunk& chunk) {
         .weights_stride = chunk.weights.row_stride,
         .losses = chunk.losses.as<float>(),
         .losses_stride = chunk.losses.row_stride,
-        .loss_scale = float(chunk.loss_scale),
+        .loss_scale = chunk.loss_scale,
+        .step_scale = chunk.step_scale ? chunk.step_scale.as<double>() : nullptr,
     };
     const int64_t count = chunk.logits.rows();
     if (!chunk.with_gradient) return launch_rows<T, Pass::loss>(ctx, rows, count);

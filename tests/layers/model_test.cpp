@@ -39,6 +39,7 @@ struct Harness {
         store.values().as<T>()[i] += T(0.1 * random_normal({.seed = 5}, i));
       }
     });
+    scale.fill(0.25);
     gradients = Tensor({store.flat_size()}, dtype);
     gradients.fill(0);
     store.bind_gradients(gradients);
@@ -50,7 +51,7 @@ struct Harness {
   ModelInput input() const { return {.tokens = tokens, .targets = targets, .rows = rows}; }
   double train(StepStatistics* statistics = nullptr) {
     const StatisticsBuffer sums(model.expert_branches());
-    model.train(ctx, input(), {.loss_scale = 0.25, .loss = loss, .statistics = &sums.sink()});
+    model.train(ctx, input(), {.loss_scale = scale, .loss = loss, .statistics = &sums.sink()});
     if (statistics != nullptr) *statistics = sums.read(ctx);
     return loss.get(0);
   }
@@ -63,7 +64,7 @@ struct Harness {
   Model model;
   TestRows rows;
   Tensor tokens, targets, gradients;
-  Tensor loss{{1}, DType::f64};
+  Tensor loss{{1}, DType::f64}, scale{{1}, DType::f64};
 };
 
 class ModelPatterns : public testing::TestWithParam<const char*> {};
@@ -149,7 +150,7 @@ TEST_P(ModelPatterns, EveryGradientIsReportedOnceAfterItIsComplete) {
   std::vector<int> reported(h.store.parameters().size(), 0);
   std::vector<Tensor> at_report(reported.size());
   h.model.train(h.ctx, h.input(),
-                {.loss_scale = 1, .loss = h.loss, .gradient_ready = [&](ParameterId id) {
+                {.loss = h.loss, .gradient_ready = [&](ParameterId id) {
                    ++reported[id.index];
                    at_report[id.index] = copy_of(h.store.grad(id));
                  }});

@@ -82,7 +82,7 @@ class Checker {
     double loss = 0;
     model_.train(arenas_->context(),
                  {.tokens = batch_.tokens(), .targets = batch_.targets(), .rows = rows},
-                 {.loss_scale = scale,
+                 {.loss_scale = ConstTensorView(&scale, {1}),
                   .loss = TensorView(&loss, {1}),
                   .statistics = &statistics_.sink(),
                   .routing = &choices_});
