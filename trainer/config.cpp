@@ -16,6 +16,9 @@ std::span<const char* const> enum_names(Precision) {
   static constexpr const char* kNames[] = {"f32", "bf16"};
   return kNames;
 }
+DType compute_dtype(Precision precision) {
+  return precision == Precision::bf16 ? DType::bf16 : DType::f32;
+}
 std::span<const char* const> enum_names(NanPolicy) {
   static constexpr const char* kNames[] = {"skip", "stop"};
   return kNames;

@@ -22,6 +22,7 @@ std::span<const char* const> enum_names(DeviceChoice);
 
 enum class Precision : uint8_t { f32, bf16 };  // of compute; masters and states stay f32
 std::span<const char* const> enum_names(Precision);
+DType compute_dtype(Precision precision);
 
 enum class NanPolicy : uint8_t { skip, stop };
 std::span<const char* const> enum_names(NanPolicy);

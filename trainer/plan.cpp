@@ -1,8 +1,7 @@
 #include "trainer/plan.h"
 
 #include <fmt/format.h>
-#include <unistd.h>
-
+#include "kernels/core/device_memory.h"
 #include "trainer/step_engine.h"
 
 namespace sluice {
@@ -35,14 +34,30 @@ void read_traffic(const Mesh& mesh, const Config& config, Plan& plan) {
   }
 }
 
+// A plan is made anywhere, also where there is no GPU.
+constexpr int64_t kPlannedGpuBytes = int64_t{80} * 1000 * 1000 * 1000;
+
+Device device_of(const Config& config) {
+  const bool needs_gpu = config.device == DeviceChoice::cuda || config.precision == Precision::bf16;
+  const bool takes_gpu = config.device == DeviceChoice::auto_ && num_cuda_devices() > 0;
+  return {needs_gpu || takes_gpu ? Device::Kind::cuda : Device::Kind::cpu, 0};
+}
+
+// Of one rank.
+int64_t available_bytes(Device device, int world) {
+  if (device.is_cpu()) return int64_t(memory_of(device)) / world;
+  return num_cuda_devices() > 0 ? int64_t(memory_of(device)) : kPlannedGpuBytes;
+}
+
 Plan plan_without_remedy(const Config& config, int world) {
   Plan plan;
+  const Device device = device_of(config);
   plan.mesh = resolve_mesh({.dp = int(config.parallel.dp.value_or(kAuto)),
                             .ep = int(config.parallel.ep),
                             .cp = int(config.parallel.cp)},
                            world);
   const Mesh mesh(plan.mesh, 0);
-  StepEngine engine(config, mesh);
+  StepEngine engine(config, mesh, compute_dtype(config.precision), {.device = device});
   engine.count_step();
   plan.stack = stack_letters(engine.model().branches());
   plan.exchanges = engine.model().exchanges();
@@ -67,7 +82,7 @@ Plan plan_without_remedy(const Config& config, int world) {
   plan.saved = memory.saved;
   plan.scratch = memory.scratch;
   plan.carried = memory.carried;
-  plan.available = int64_t(sysconf(_SC_PHYS_PAGES)) * int64_t(sysconf(_SC_PAGE_SIZE)) / world;
+  plan.available = available_bytes(device, world);
   plan.checkpoint_bytes = 3 * plan.total_params * int64_t(sizeof(float));
   return plan;
 }

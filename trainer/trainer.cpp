@@ -36,7 +36,7 @@ std::unique_ptr<Sampler> open_sampler(const Config& config, int64_t first_step,
 Trainer::Trainer(const Config& config, const Mesh& mesh, const Place& place)
     : config_(config),
       sampler_(open_sampler(config, 0, 0)),
-      engine_(config, mesh, config.precision == Precision::bf16 ? DType::bf16 : DType::f32, place) {
+      engine_(config, mesh, compute_dtype(config.precision), place) {
   if (!config.data.valid.empty()) held_out_ = std::make_unique<TokenStore>(config.data.valid);
   start_prefetch();
 }

@@ -6,6 +6,7 @@
 #include <array>
 
 #include "git_commit.h"
+#include "kernels/core/device_memory.h"
 #include "parallel/nccl_communicator.h"
 
 namespace sluice {
@@ -37,8 +38,8 @@ std::string version() { return kVersion; }
 std::string git_commit() { return kGitCommit; }
 
 std::vector<std::pair<std::string, std::string>> built_in() {
-  return {{"CUDA", "none"},  {"NCCL", nccl_version()}, {"MPI", mpi_version()},
-          {"cuDNN", "none"}, {"oneDNN", "none"},       {"HDF5", hdf5_version()}};
+  return {{"CUDA", cuda_version()}, {"NCCL", nccl_version()}, {"MPI", mpi_version()},
+          {"cuDNN", "none"},        {"oneDNN", "none"},       {"HDF5", hdf5_version()}};
 }
 
 std::string version_text() {

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <functional>
+#include <string>
 #include <vector>
 
 #include "kernels/core/device.h"
@@ -15,7 +16,13 @@ namespace sluice {
 // 0 in a build without CUDA, or on a machine without a GPU.
 int num_cuda_devices();
 
-// Zero-filled, aligned to at least 256 bytes. Throws IoError naming the size and what to lower.
+// What the build has: "13.0 (sm_80, sm_90a)", or "none".
+std::string cuda_version();
+// Bytes of a GPU's memory, or of the host's.
+size_t memory_of(Device device);
+
+// Null for no bytes; else zero-filled, aligned to at least 256 bytes. Throws IoError naming the
+// size and what to lower.
 void* allocate_bytes(size_t bytes, Device device);
 void free_bytes(void* data, Device device) noexcept;
 

@@ -21,6 +21,19 @@ int num_cuda_devices() {
   return cudaGetDeviceCount(&count) == cudaSuccess ? count : 0;
 }
 
+std::string cuda_version() {
+  return concat(CUDART_VERSION / 1000, ".", CUDART_VERSION % 1000 / 10, " (",
+                SLUICE_CUDA_ARCHITECTURES, ")");
+}
+
+size_t memory_of(Device device) {
+  if (device.is_cpu()) return host_memory_bytes();
+  use(device);
+  size_t free = 0, total = 0;
+  CUDA_CHECK(cudaMemGetInfo(&free, &total));
+  return total;
+}
+
 void* allocate_bytes(size_t bytes, Device device) {
   if (device.is_cpu()) return allocate_host_bytes(bytes);
   if (bytes == 0) return nullptr;

@@ -20,7 +20,15 @@ void require_host(Device device) {
 
 int num_cuda_devices() { return 0; }
 
+std::string cuda_version() { return "none"; }
+
+size_t memory_of(Device device) {
+  require_host(device);
+  return host_memory_bytes();
+}
+
 void* allocate_bytes(size_t bytes, Device device) {
+  if (bytes == 0) return nullptr;  // of a plan for a GPU
   require_host(device);
   return allocate_host_bytes(bytes);
 }

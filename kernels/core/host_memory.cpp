@@ -1,5 +1,7 @@
 #include "kernels/core/host_memory.h"
 
+#include <unistd.h>
+
 #include <cstdlib>
 #include <cstring>
 
@@ -21,6 +23,10 @@ void* allocate_host_bytes(size_t bytes) {
 }
 
 void free_host_bytes(void* data) noexcept { std::free(data); }
+
+size_t host_memory_bytes() {
+  return size_t(sysconf(_SC_PHYS_PAGES)) * size_t(sysconf(_SC_PAGE_SIZE));
+}
 
 std::vector<double> to_host(const ConstTensorView& values, Stream stream) {
   SLUICE_CHECK(values.packed() && values.dtype == DType::f64, "to_host() reads packed f64");

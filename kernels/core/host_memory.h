@@ -9,4 +9,6 @@ namespace sluice {
 void* allocate_host_bytes(size_t bytes);
 void free_host_bytes(void* data) noexcept;
 
+size_t host_memory_bytes();
+
 }  // namespace sluice

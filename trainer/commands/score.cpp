@@ -17,7 +17,7 @@ int run_score(const ScoreOptions& options) {
   const Precision precision = options.bf16 ? Precision::bf16 : Precision::f32;
   const Device device = choose_device(parse_device(options.device), precision);
   const LoadedModel loaded =
-      move_model(load_model(options.model), device, options.bf16 ? DType::bf16 : DType::f32);
+      move_model(load_model(options.model), device, compute_dtype(precision));
   const OwnedStream stream(device);
   const TokenRows rows = read_token_rows(options.tokens, loaded.config.vocab_size);
   const Scores scores =
