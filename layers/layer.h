@@ -47,7 +47,7 @@ struct Carried {
 class RoutingTape;
 
 struct LayerForward {
-  ConstTensorView x = {};  // (B, T, D); stays valid and unchanged until the backward
+  ConstTensorView x = {};  // (B, T, D); its memory holds the same again in the backward
   TensorView y = {};       // (B, T, D)
   const StatisticsSink* statistics = nullptr;  // for losses and loads; absent on a replay
   Received* received = nullptr;      // absent: the layer keeps what it receives in ctx.saved

@@ -75,8 +75,9 @@ Model::Tape Model::forward(const Context& ctx, const ModelInput& input,
   Tape tape;
   const ArenaScope scope(*ctx.scratch);
   const TensorView y = ctx.scratch->alloc(dims, dtype);  // of the branch before
-  const auto norm = [&](ParameterId weight, bool first, const TensorView& sum, TensorView& rstd) {
-    const TensorView normed = ctx.saved->alloc(dims, dtype);
+  tape.normed = ctx.saved->alloc(dims, dtype);
+  const auto norm = [&](ParameterId weight, bool first, const TensorView& sum,
+                        const TensorView& normed, TensorView& rstd) {
     rstd = ctx.saved->alloc({B * T}, stat_dtype(dtype));
     rms_norm_forward(ctx, {.x = first ? sum : tape.residual,
                            .delta = first ? TensorView{} : y,
@@ -86,7 +87,6 @@ Model::Tape Model::forward(const Context& ctx, const ModelInput& input,
                            .rstd = rstd,
                            .eps = config_.norm_eps});
     tape.residual = sum;
-    return normed;
   };
   for (size_t i = 0; i < branches_.size(); ++i) {
     Frame frame{.mark = ctx.saved->mark(), .residual = {}, .rstd = {}, .saved = nullptr};
@@ -95,17 +95,18 @@ Model::Tape Model::forward(const Context& ctx, const ModelInput& input,
       embedding_forward(
           ctx, {.tokens = input.tokens, .weight = store_.value(embedding_), .y = frame.residual});
     }
-    const TensorView x = norm(branches_[i].norm, i == 0, frame.residual, frame.rstd);
+    norm(branches_[i].norm, i == 0, frame.residual, tape.normed, frame.rstd);
     frame.saved =
         branches_[i].layer->forward(ctx, input.rows,
-                                    {.x = x,
+                                    {.x = tape.normed,
                                      .y = y,
                                      .statistics = pass.statistics,
                                      .carried = input.carried.empty() ? nullptr : &input.carried[i],
                                      .routing = pass.routing});
     tape.frames.push_back(std::move(frame));
   }
-  tape.hidden = norm(final_norm_, false, ctx.saved->alloc(dims, dtype), tape.rstd);
+  tape.hidden = ctx.saved->alloc(dims, dtype);
+  norm(final_norm_, false, ctx.saved->alloc(dims, dtype), tape.hidden, tape.rstd);
   return tape;
 }
 
@@ -151,6 +152,13 @@ void Model::backward(const Context& ctx, const ModelInput& input, const Training
     {
       const ArenaScope scope(*ctx.scratch);
       const TensorView dx = ctx.scratch->alloc(dresidual.dims, dresidual.dtype);
+      // The last branch's input is there still.
+      if (i + 1 < branches_.size()) {
+        rms_norm_forward(ctx, {.x = frame.residual,
+                               .weight = store_.value(branch.norm),
+                               .y = tape.normed,
+                               .eps = config_.norm_eps});
+      }
       branch.layer->backward(ctx, input.rows, {.dy = dresidual, .dx = dx}, *frame.saved);
       rms_norm_backward(ctx, {.dy = dx,
                               .sum = frame.residual,

@@ -99,8 +99,11 @@ class Model {
   };
   struct Tape {
     std::vector<Frame> frames;  // of the branches
-    TensorView residual;        // (B, T, D), the final norm's input
-    TensorView hidden;          // (B, T, D), the head's input
+    // (B, T, D): the input of whichever branch runs. The backward computes it again, so that it is
+    // not kept for every branch.
+    TensorView normed;
+    TensorView residual;  // (B, T, D), the final norm's input
+    TensorView hidden;    // (B, T, D), the head's input
     TensorView rstd;
   };
 

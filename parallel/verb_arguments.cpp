@@ -6,9 +6,10 @@
 namespace sluice {
 
 void VerbArguments::buffer(Verb verb, const ConstTensorView& view) const {
-  SLUICE_CHECK(bool(view) && view.packed() && view.device.kind == memory_, name_of(verb),
-               " takes a packed view of ", memory_ == Device::Kind::cpu ? "host" : "device",
-               " memory, got ", to_string(view.dims), " with row stride ", view.row_stride);
+  SLUICE_CHECK(bool(view) && view.packed() && (planned_ || view.device.kind == memory_),
+               name_of(verb), " takes a packed view of ",
+               memory_ == Device::Kind::cpu ? "host" : "device", " memory, got ",
+               to_string(view.dims), " with row stride ", view.row_stride);
   SLUICE_CHECK(planned_ || view.data != nullptr || view.numel() == 0, name_of(verb), " of ",
                to_string(view.dims), " without data");
 }
