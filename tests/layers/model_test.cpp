@@ -149,11 +149,10 @@ TEST_P(ModelPatterns, EveryGradientIsReportedOnceAfterItIsComplete) {
   Harness h(tiny(GetParam()), DType::f32);
   std::vector<int> reported(h.store.parameters().size(), 0);
   std::vector<Tensor> at_report(reported.size());
-  h.model.train(h.ctx, h.input(),
-                {.loss = h.loss, .gradient_ready = [&](ParameterId id) {
-                   ++reported[id.index];
-                   at_report[id.index] = copy_of(h.store.grad(id));
-                 }});
+  h.model.train(h.ctx, h.input(), {.loss = h.loss, .gradient_ready = [&](ParameterId id) {
+                                     ++reported[id.index];
+                                     at_report[id.index] = copy_of(h.store.grad(id));
+                                   }});
   for (size_t i = 0; i < reported.size(); ++i) {
     EXPECT_EQ(reported[i], 1) << h.store.parameters()[i].name;
     EXPECT_TRUE(bit_equal(at_report[i], copy_of(h.store.grad({int32_t(i)}))));

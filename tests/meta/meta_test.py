@@ -30,6 +30,9 @@ KERNEL_ARROWS = {
     "kernels/core": set(),
     "kernels/device": {"kernels/core"},
     "kernels/gemm": {"kernels/core", "kernels/device"},
+    # The states that enter every chunk, in one pass where the device can.
+    "kernels/chunk_state": {"kernels/core", "kernels/device", "kernels/gemm",
+                            "kernels/state_passing"},
 }
 OPERATOR_ARROWS = {"kernels/core", "kernels/device", "kernels/gemm"}
 NOT_OPERATORS = {"core", "device"}
