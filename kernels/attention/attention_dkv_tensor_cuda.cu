@@ -141,22 +141,23 @@ __global__ void __launch_bounds__(kTensorThreads, 1)
   tiles.keys().copy_async(p.k.head(b, kv_column), p.k.stride, key, S, hd);
   tiles.values().copy_async(p.v.head(b, kv_column), p.v.stride, key, S, hd);
   copy_item(0);
-  copy_item(1);
+  const Warpgroups groups;
+  groups.copied<0>(0);
 
   Accumulator dk[kHd / 8], dv[kHd / 8], scores[kQueries / 8], dp[kQueries / 8];
   FragmentA weights[kQueries / kMmaK], ds[kQueries / kMmaK];
   for (int item = 0; item < items; ++item) {
-    wait_tiles<1>();
-    copy_item(item + 2);
+    groups.wait_for_other(item);
     begin_products(scores);
     dot_rows(scores, tiles.keys(), tiles.queries(item));
     end_products();
     begin_products(dp);
     dot_rows(dp, tiles.values(), tiles.dy(item));
     end_products();
+    copy_item(item + 1);
     wait_products<1>(scores);
     hide(scores, tiles.stats(item), key, p.sizes.T - at.first_query());
-    if (p.scale > 0) to_weights(scores, tiles.stats(item), scale_log2);  // always
+    if (p.scale > 0) to_weights(scores, tiles.stats(item), scale_log2);  // always: before the wait
     to_fragments(weights, scores);
     wait_products<0>(dp);
     to_gradients(dp, scores, tiles.stats(item));
@@ -166,10 +167,12 @@ __global__ void __launch_bounds__(kTensorThreads, 1)
     add_rows(dv, weights, tiles.dy(item));
     add_rows(dk, ds, tiles.queries(item));
     end_products();
+    groups.copied<0>(item + 1);
     at.advance();
     wait_products<0>(dk);
     wait_products<0>(dv);
   }
+  groups.wait_for_other(items);
 
   wait_tiles<0>();
   const float ones[2] = {1, 1}, scales[2] = {p.scale, p.scale};

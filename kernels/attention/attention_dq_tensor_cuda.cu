@@ -3,7 +3,8 @@
 // A block owns 128 queries of one head and their dq, in registers; it walks the tiles of 64 keys
 // that they see. The floor is 6 hd FLOPs for a pair of query and key, of which 4 hd are formed by
 // the other kernel of the backward too: the price of adding in a fixed order without going through
-// memory.
+// memory. (Products read the queries from shared memory: of registers kept for them over the loop,
+// ptxas 13.0 lets ds have the same ones at hd 64.)
 // Shared memory: 128 queries, their dy and 3 x (keys + values) = 160 KB at hd 128.
 #include <cmath>
 
@@ -35,30 +36,16 @@ struct DqTiles {
 
 // Of a thread's two queries; queries beyond the last get probabilities of 0.
 struct QueryRows {
-  QueryStats stats[2];
-  int all_begin, all_end;  // that all queries of the block see
+  float log2_sum[2], dy_y[2];
 
   __device__ QueryRows(const BackwardParams<Bf16>& p, int b, int h, int first) {
     const int T = p.sizes.T;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const int t = min(first + thread_row(i), T - 1);
-      stats[i] = p.stats[(int64_t(b) * p.sizes.Hq + h) * T + t];
-      if (first + thread_row(i) >= T) stats[i].log2_sum = INFINITY;
-    }
-    all_begin = p.mask.begin(b, min(first + kBlockRows, T) - 1);
-    all_end = p.mask.end(first);
-  }
-  __device__ void hide(Accumulator (&scores)[kKeys / 8], int key) const {
-    if (key >= all_begin && key + kKeys <= all_end) return;
-#pragma unroll
-    for (int n = 0; n < kKeys / 8; ++n) {
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        const int s = key + n * 8 + Accumulator::column(j);
-        const bool sees = s >= stats[j / 2].begin && s < stats[j / 2].end;
-        scores[n].values[j] = sees ? scores[n].values[j] : -INFINITY;
-      }
+      const int t = first + thread_row(i);
+      const QueryStats& stats = p.stats[(int64_t(b) * p.sizes.Hq + h) * T + min(t, T - 1)];
+      log2_sum[i] = t < T ? stats.log2_sum : INFINITY;
+      dy_y[i] = stats.dy_y;
     }
   }
   __device__ void to_weights(Accumulator (&scores)[kKeys / 8], float scale_log2) const {
@@ -66,7 +53,7 @@ struct QueryRows {
     for (int n = 0; n < kKeys / 8; ++n) {
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
-        scores[n].values[j] = exp2_fast(scores[n].values[j] * scale_log2 - stats[j / 2].log2_sum);
+        scores[n].values[j] = exp2_fast(scores[n].values[j] * scale_log2 - log2_sum[j / 2]);
       }
     }
   }
@@ -77,12 +64,13 @@ struct QueryRows {
     for (int n = 0; n < kKeys / 8; ++n) {
 #pragma unroll
       for (int j = 0; j < 4; ++j)
-        dp[n].values[j] = weights[n].values[j] * (dp[n].values[j] - stats[j / 2].dy_y);
+        dp[n].values[j] = weights[n].values[j] * (dp[n].values[j] - dy_y[j / 2]);
     }
   }
 };
 
-// dq holds the shares of other keys: d += what a thread will write over, over `scale`.
+// dq holds the shares of other keys: what a thread will write over is added before it is scaled and
+// rounded.
 template <int kHd>
 __device__ void add_stored(Accumulator (&d)[kHd / 8], float scale, const Bf16* head, int64_t stride,
                            int first, int end, int hd) {
@@ -125,33 +113,36 @@ __global__ void __launch_bounds__(kTensorThreads, 1)
   tiles.queries().copy_async(p.q.head(b, column), p.q.stride, first, T, hd);
   tiles.dy().copy_async(p.dy.head(b, column), p.dy.stride, first, T, hd);
   copy_keys(0);
-  copy_keys(1);
 
   const QueryRows rows(p, b, h, first);
+  const RowBounds bounds(p.sizes, p.mask, b, first);
   const float scale_log2 = p.scale * kLog2E;
   FragmentA ds[kKeys / kMmaK];
   Accumulator dq[kHd / 8], scores[kKeys / 8], dp[kKeys / 8];
+  const Warpgroups groups;
+  groups.copied<0>(0);
   for (int tile = 0; tile < count; ++tile) {
-    wait_products<0>(dq);  // so that the tile before this one may be written over
-    wait_tiles<1>();
-    copy_keys(tile + 2);
+    groups.wait_for_other(tile);
     begin_products(scores);
     dot_rows(scores, tiles.queries(), tiles.keys(tile));
     end_products();
     begin_products(dp);
     dot_rows(dp, tiles.dy(), tiles.values(tile));
     end_products();
+    copy_keys(tile + 1);
     wait_products<1>(scores);
-    rows.hide(scores, keys_begin + tile * kKeys);
-    if (p.scale > 0) rows.to_weights(scores, scale_log2);  // always
+    bounds.hide(scores, keys_begin + tile * kKeys);
+    if (p.scale > 0) rows.to_weights(scores, scale_log2);  // always: before the wait
     wait_products<0>(dp);
     rows.to_gradients(dp, scores);
     to_fragments(ds, dp);
     begin_products(dq, ds);
     add_rows(dq, ds, tiles.keys(tile));
     end_products();
+    groups.copied<0>(tile + 1);
+    wait_products<0>(dq);
   }
-  wait_products<0>(dq);
+  groups.wait_for_other(count);
 
   wait_tiles<0>();
   Bf16* const to = p.dq.head(b, column);

@@ -6,6 +6,8 @@
 // and their gradients go from one product into the next in registers, as its A.
 #pragma once
 
+#include <cmath>
+
 #include "kernels/attention/attention_device.cuh"
 #include "kernels/device/reduce.cuh"
 #include "kernels/device/wgmma.cuh"
@@ -41,20 +43,22 @@ struct HeadTile {
 
   // Rows [first, first + kRows) of a head of hd columns; zeros beyond `end` and hd.
   __device__ void copy_async(const Bf16* head, int64_t stride, int first, int end, int hd) const {
-    static_assert(kRows * kPieces % kTensorThreads == 0);
+    constexpr int kRowsAtATime = kTensorThreads / kPieces;
+    static_assert(kRowsAtATime % 8 == 0, "a thread's pieces are permuted alike");
+    const int row = threadIdx.x / kPieces, column = threadIdx.x % kPieces * 8;
+    const Bf16* const from = head + (first + row) * stride + column;
+    Bf16* const to = piece(row, column);
+    const int rows = column < hd ? end - first - row : 0;
 #pragma unroll
-    for (int n = 0; n < kRows * kPieces / kTensorThreads; ++n) {
-      const int i = n * kTensorThreads + threadIdx.x;
-      const int row = i / kPieces, column = i % kPieces * 8;
-      const bool valid = first + row < end && column < hd;
-      copy_async_16(piece(row, column), valid ? head + (first + row) * stride + column : head,
-                    valid);
-    }
+    for (int n = 0; n < kRows; n += kRowsAtATime)
+      copy_async_16(to + n * 64, n < rows ? from + n * stride : head, n < rows);
   }
 };
 
 // --- Products. In between begin_products() and wait_products() they may run beside whatever does
-// not touch their registers and tiles; mma.sync is done at once.
+// not touch their registers and tiles; mma.sync is done at once. The compiler moves a wait up over
+// arithmetic, which then runs beside nothing: what is to come first stands in an `if`, on a
+// condition of the launch that always holds.
 
 template <int kTiles, int kFragments>
 __device__ void begin_products(Accumulator (&d)[kTiles], FragmentA (&a)[kFragments]) {
@@ -92,6 +96,24 @@ __device__ void wait_tiles() {
   __syncthreads();
 }
 
+// What one warpgroup of the block has copied and the other waits for, told before it is needed: so
+// that neither stands still while the other is in its softmax. Barrier 0 is __syncthreads(); one
+// here is used again only after both have passed it.
+struct Warpgroups {
+  int mine = __shfl_sync(kFullWarp, threadIdx.x / 128, 0);
+
+  // All but kPending of this thread's groups of copies are there; the rest is for `tile` or later.
+  template <int kPending>
+  __device__ void copied(int tile) const {
+    wait_copies<kPending>();
+    if constexpr (kHasWgmma) fence_shared_for_wgmma();
+    asm volatile("bar.arrive %0, 256;\n" ::"r"(1 + 2 * mine + tile % 2) : "memory");
+  }
+  __device__ void wait_for_other(int tile) const {
+    asm volatile("bar.sync %0, 256;\n" ::"r"(1 + 2 * (1 - mine) + tile % 2) : "memory");
+  }
+};
+
 template <int kHd, int kRows>
 __device__ void load_rows(FragmentA (&a)[kHd / kMmaK], const HeadTile<kRows, kHd>& tile) {
 #pragma unroll
@@ -127,7 +149,7 @@ template <int kHd, int kRows>
 __device__ void dot_rows(Accumulator (&d)[kRows / 8], const HeadTile<kBlockRows, kHd>& a,
                          const HeadTile<kRows, kHd>& b) {
   if constexpr (kHasWgmma) {
-    const int row = threadIdx.x / 128 * kGroupRows;
+    const int row = __shfl_sync(kFullWarp, threadIdx.x / 128, 0) * kGroupRows;  // a uniform one
 #pragma unroll
     for (int k = 0; k < kHd; k += kMmaK) {
       wgmma<false>(d, rows_k_contiguous(a.panel(k / 64).data + row * 64 + k % 64),
@@ -192,6 +214,36 @@ __device__ void store_rows(const Accumulator (&d)[kHd / 8], const float (&scale)
     }
   }
 }
+
+// The keys that a thread's two queries see, and those that all queries of the block see.
+struct RowBounds {
+  int begin[2], end[2];
+  int all_begin, all_end;
+
+  __device__ RowBounds(const AttentionSizes& sizes, const AttentionMask& mask, int b, int first) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int t = min(first + thread_row(i), sizes.T - 1);
+      begin[i] = mask.begin(b, t), end[i] = mask.end(t);
+    }
+    all_begin = mask.begin(b, min(first + kBlockRows, sizes.T) - 1);
+    all_end = mask.end(first);
+  }
+  // Scores of pairs that do not see each other become -infinity.
+  template <int kTiles>
+  __device__ void hide(Accumulator (&scores)[kTiles], int key) const {
+    if (key >= all_begin && key + kTiles * 8 <= all_end) return;
+#pragma unroll
+    for (int n = 0; n < kTiles; ++n) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const int s = key + n * 8 + Accumulator::column(j);
+        const bool sees = s >= begin[j / 2] && s < end[j / 2];
+        scores[n].values[j] = sees ? scores[n].values[j] : -INFINITY;
+      }
+    }
+  }
+};
 
 // --- Which tile of which head a block takes. Blocks start in the order of their index: the ones
 // with most work first, but so few heads at a time that what they all read stays in the L2.

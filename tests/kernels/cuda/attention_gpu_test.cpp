@@ -175,6 +175,17 @@ TEST(AttentionGpuEdges, NothingSeen) {
   });
 }
 
+TEST(AttentionGpuEdges, ForwardAlone) {
+  check_on_gpu([](Side& side) {
+    const TensorView q = side.normal({2, 150, 2, 128}), kv = side.normal(q.dims);
+    attention_forward(side.ctx(), {.q = q,
+                                   .k = kv,
+                                   .v = kv,
+                                   .doc_begin = side.copy_of(documents(2, 150)),
+                                   .y = side.output("y", q.dims, side.dtype())});
+  });
+}
+
 TEST(AttentionGpuEdges, LargeScoresStayFinite) {
   check_on_gpu(
       [](Side& side) {
