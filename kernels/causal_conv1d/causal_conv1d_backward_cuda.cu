@@ -8,6 +8,7 @@ namespace {
 
 constexpr int kBlockThreads = kConvWarps * kWarp;
 constexpr int kPlainThreads = 128;
+constexpr int kAhead = 4;                  // rows on their way at once
 constexpr int kLookahead = kConvTaps - 1;  // dx of a token is complete so many tokens later
 
 template <class T>
@@ -107,33 +108,36 @@ template <class T>
 struct BackwardRows {
   const T* x;
   const T* dy;
-  T* dx;        // of the row kLookahead before
-  int count;    // rows of the warp's own
-  int present;  // rows that have tokens, from the warp's first on
+  T* dx;  // of the row kLookahead before
+  ConvRows<T, kAhead> next_x, next_dy;
+
+  // `present` rows are there.
+  __device__ void load(const ConvInput<T>& in, const Gradients<T>& out, int present) {
+    next_x.load(x, in.x_stride, present);
+    next_dy.load(dy, out.dy_stride, present);
+    x += kAhead * in.x_stride;
+    dy += kAhead * out.dy_stride;
+  }
 };
 
-// kConvAhead tokens. Edge: they may be behind the row's last token or the warp's own, or the first
-// ones, whose dx belongs to another warp or to the halo, or young.
+// kAhead tokens. Edge: they may be behind the warp's own or the row's last, or young, or the first
+// ones, whose dx belongs to another warp or to the halo.
 template <bool kEdge, class T>
 __device__ void backward_rows(BackwardWalk& walk, const ConvInput<T>& in, const Gradients<T>& out,
-                              const ConvPiece& piece, const BackwardRows<T>& at,
+                              const ConvPiece& piece, const BackwardRows<T>& now,
                               const ConvAges& ages, int begin) {
-  ConvRows<T> x, dy;
-  const int present = kEdge ? at.present - begin : kConvAhead;
-  x.load(at.x, in.x_stride, present);
-  dy.load(at.dy, out.dy_stride, present);
 #pragma unroll
-  for (int i = 0; i < kConvAhead; ++i) {
+  for (int i = 0; i < kAhead; ++i) {
     const int row = begin + i;
     const int age = kEdge ? ages.of(row) : kConvTaps;
-    const ConvRow done =
-        walk.advance<kEdge>(x.rows[i].unpack(), dy.rows[i].unpack(), age, row < at.count);
-    T* to = at.dx + i * out.dx_stride;
+    const ConvRow done = walk.advance<kEdge>(now.next_x.rows[i].unpack(),
+                                             now.next_dy.rows[i].unpack(), age, row < piece.count);
+    T* to = now.dx + i * out.dx_stride;
     if (kEdge && row < kLookahead) {
       if (piece.begin > 0 || out.dhalo == nullptr) continue;
       to = out.dx_row(piece.b, row - kLookahead, in.tokens, kConvTaps) + piece.c;
     }
-    if (piece.active && (!kEdge || row < at.count + kLookahead)) store_row(to, done);
+    if (piece.active && (!kEdge || row < piece.count + kLookahead)) store_row(to, done);
   }
 }
 
@@ -142,30 +146,32 @@ __device__ void backward_rows(BackwardWalk& walk, const ConvInput<T>& in, const 
 template <class T>
 __global__ void __launch_bounds__(kBlockThreads, kConvBackwardResident)
     backward_kernel(ConvInput<T> in, Gradients<T> out, int64_t rows) {
-  const ConvPiece piece(in.B, in.tokens, in.C, rows);
+  const int64_t tiles = conv_tiles(in.C);
+  const ConvPiece piece(in.B, in.tokens, in.C, rows,
+                        blockIdx.x / tiles * kConvWarps + threadIdx.x / kWarp, blockIdx.x % tiles);
   const bool empty = piece.count == 0;
   const int64_t b = empty ? 0 : piece.b, begin_token = empty ? 0 : piece.begin;
   const int walked = empty ? 0 : piece.count + kLookahead;
   const int64_t first_row = b * in.tokens + begin_token;
+  const int present = int(min(int64_t{walked}, in.tokens - begin_token));  // rows with tokens
+  BackwardRows<T> rows_at{.x = in.x + first_row * in.x_stride + piece.c,
+                          .dy = out.dy + first_row * out.dy_stride + piece.c,
+                          .dx = out.dx + (first_row - kLookahead) * out.dx_stride + piece.c};
+  rows_at.load(in, out, present);
   BackwardWalk walk{.window = {in, b, begin_token, piece.c}};
-  BackwardRows<T> at{.x = in.x + first_row * in.x_stride + piece.c,
-                     .dy = out.dy + first_row * out.dy_stride + piece.c,
-                     .dx = out.dx + (first_row - kLookahead) * out.dx_stride + piece.c,
-                     .count = piece.count,
-                     .present = int(min(int64_t{walked}, in.tokens - begin_token))};
   ConvAges ages;
-  for (int begin = 0; begin < walked; begin += kConvAhead) {
-    if (begin % kWarp == 0) ages.load(in, b, begin_token + begin, begin_token + at.present);
-    if (begin >= kLookahead && begin + kConvAhead <= piece.count && ages.old(begin)) {
-      backward_rows<false>(walk, in, out, piece, at, ages, begin);
+  for (int begin = 0; begin < walked; begin += kAhead) {
+    if (begin % kWarp == 0) ages.load(in, b, begin_token + begin, begin_token + present);
+    const BackwardRows<T> now = rows_at;
+    rows_at.load(in, out, present - begin - kAhead);
+    rows_at.dx += kAhead * out.dx_stride;
+    if (begin >= kLookahead && begin + kAhead <= piece.count && ages.old<kAhead>(begin)) {
+      backward_rows<false>(walk, in, out, piece, now, ages, begin);
     } else {
-      backward_rows<true>(walk, in, out, piece, at, ages, begin);
+      backward_rows<true>(walk, in, out, piece, now, ages, begin);
     }
-    at.x += kConvAhead * in.x_stride;
-    at.dy += kConvAhead * out.dy_stride;
-    at.dx += kConvAhead * out.dx_stride;
   }
-  const int64_t block = blockIdx.x / conv_tiles(in.C);
+  const int64_t block = blockIdx.x / tiles;
   store_partials(walk, piece.tile_begin, in.C, out.partial + block * in.C * (kConvTaps + 1));
 }
 

@@ -6,14 +6,15 @@ namespace sluice::cuda {
 namespace {
 
 constexpr int kResident = 5;  // blocks of a processor
+constexpr int kAhead = 4;     // rows on their way at once
 constexpr int kPlainThreads = 256;
 
-// kConvAhead rows; `last` of them are there. Edge: some may not be, or may start documents.
+// kAhead rows; `last` of them are there. Edge: some may not be, or may start documents.
 template <bool kEdge, class T>
-__device__ void forward_rows(ConvWindow& window, const ConvRows<T>& x, const ConvAges& ages,
+__device__ void forward_rows(ConvWindow& window, const ConvRows<T, kAhead>& x, const ConvAges& ages,
                              int first, int last, bool active, T* y, int64_t y_stride) {
 #pragma unroll
-  for (int i = 0; i < kConvAhead; ++i) {
+  for (int i = 0; i < kAhead; ++i) {
     if (kEdge && i >= last) break;
     if (kEdge && ages.of(first + i) == 0) window.forget();
     const ConvRow row = x.rows[i].unpack();
@@ -31,27 +32,29 @@ __device__ void forward_rows(ConvWindow& window, const ConvRows<T>& x, const Con
 template <class T>
 __global__ void __launch_bounds__(kConvWarps* kWarp, kResident)
     forward_kernel(ConvInput<T> in, T* y, int64_t y_stride, int64_t rows) {
-  const ConvPiece piece(in.B, in.tokens, in.C, rows);
+  const int64_t tiles = conv_tiles(in.C);
+  const ConvPiece piece(in.B, in.tokens, in.C, rows,
+                        blockIdx.x / tiles * kConvWarps + threadIdx.x / kWarp, blockIdx.x % tiles);
   if (piece.count == 0) return;
   const int64_t first_row = piece.b * in.tokens + piece.begin;
   const T* x = in.x + first_row * in.x_stride + piece.c;
   y += first_row * y_stride + piece.c;
-  ConvRows<T> next;
+  ConvRows<T, kAhead> next;
   next.load(x, in.x_stride, piece.count);
   ConvWindow window(in, piece.b, piece.begin, piece.c);
   ConvAges ages;
-  for (int begin = 0; begin < piece.count; begin += kConvAhead) {
+  for (int begin = 0; begin < piece.count; begin += kAhead) {
     if (begin % kWarp == 0) ages.load(in, piece.b, piece.begin + begin, piece.begin + piece.count);
-    const ConvRows<T> current = next;
+    const ConvRows<T, kAhead> current = next;
     const int left = piece.count - begin;
-    x += kConvAhead * in.x_stride;
-    next.load(x, in.x_stride, left - kConvAhead);
-    if (left >= kConvAhead && ages.old(begin)) {
+    x += kAhead * in.x_stride;
+    next.load(x, in.x_stride, left - kAhead);
+    if (left >= kAhead && ages.old<kAhead>(begin)) {
       forward_rows<false>(window, current, ages, begin, left, piece.active, y, y_stride);
     } else {
       forward_rows<true>(window, current, ages, begin, left, piece.active, y, y_stride);
     }
-    y += kConvAhead * y_stride;
+    y += kAhead * y_stride;
   }
 }
 

@@ -69,7 +69,6 @@ struct ConvInput {
 
 // Neighbouring channels of a lane, moved by one instruction: 8 bytes of bf16 or 16 of f32.
 constexpr int kConvWidth = kConvChannels / kWarp;
-constexpr int kConvAhead = 4;  // rows on their way at once
 
 struct ConvRow {
   float values[kConvWidth] = {};
@@ -96,14 +95,14 @@ __device__ inline void store_row(Bf16* to, const ConvRow& row) {
                                    pack_bf16(row.values[2], row.values[3])};
 }
 
-// Rows [0, end) of kConvAhead from `from` on, zeros behind them.
-template <class T>
+// Rows [0, end) of kRows from `from` on, zeros behind them: what is on its way at once.
+template <class T, int kRows>
 struct ConvRows {
-  PackedConvRow<T> rows[kConvAhead];
+  PackedConvRow<T> rows[kRows];
 
   __device__ void load(const T* from, int64_t stride, int end) {
 #pragma unroll
-    for (int i = 0; i < kConvAhead; ++i)
+    for (int i = 0; i < kRows; ++i)
       rows[i] = i < end ? PackedConvRow<T>::load(from + i * stride) : PackedConvRow<T>{};
   }
 };
@@ -151,8 +150,8 @@ struct ConvWindow {
 };
 static_assert(kConvTaps == kConvWidth, "taps are loaded as a row");
 
-// A warp's part of the work: kConvChannels channels, some tokens of one row. Tiles of channels lie
-// beside each other in the grid, so that neighbouring blocks read neighbouring memory.
+// A warp's part of the work: a tile of kConvChannels channels, a piece of one row's tokens. Tiles
+// lie beside each other in the grid, so that neighbours read neighbouring memory.
 struct ConvPiece {
   int64_t b, begin;    // the row, the first token
   int count;           // of the tokens; 0: none
@@ -160,10 +159,10 @@ struct ConvPiece {
   int64_t c;           // this lane's first channel, or the last that can be read
   bool active;         // whether this lane owns its channels
 
-  __device__ ConvPiece(int64_t B, int64_t T, int64_t C, int64_t rows) {
-    const int64_t tiles = conv_tiles(C), pieces = (T + rows - 1) / rows;
-    const int64_t piece = blockIdx.x / tiles * kConvWarps + threadIdx.x / kWarp;
-    tile_begin = blockIdx.x % tiles * kConvChannels;
+  // `piece` counts the pieces of all rows.
+  __device__ ConvPiece(int64_t B, int64_t T, int64_t C, int64_t rows, int64_t piece, int64_t tile) {
+    const int64_t pieces = (T + rows - 1) / rows;
+    tile_begin = tile * kConvChannels;
     const int64_t first = tile_begin + threadIdx.x % kWarp * kConvWidth;
     b = piece / pieces;
     begin = piece % pieces * rows;
@@ -187,9 +186,10 @@ struct ConvAges {
     young = __ballot_sync(kFullWarp, age < kConvTaps - 1);
   }
   __device__ int of(int row) const { return __shfl_sync(kFullWarp, age, row % kWarp); }
-  // Whether all of kConvAhead tokens see all their taps.
+  // Whether all of kRows tokens see all their taps.
+  template <int kRows>
   __device__ bool old(int row) const {
-    return (young >> (row % kWarp) & ((1u << kConvAhead) - 1)) == 0;
+    return (young >> (row % kWarp) & ((1u << kRows) - 1)) == 0;
   }
 };
 

@@ -11,7 +11,7 @@ namespace sluice::cuda {
 // a block has kConvWarps such warps.
 inline constexpr int kConvWarps = 4;
 inline constexpr int64_t kConvChannels = 128;
-inline constexpr int kConvBackwardResident = 4;  // blocks of a processor
+inline constexpr int kConvBackwardResident = 3;  // blocks of a processor
 
 constexpr int64_t conv_ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 constexpr int64_t conv_tiles(int64_t C) { return conv_ceil_div(C, kConvChannels); }
@@ -21,7 +21,7 @@ constexpr int64_t conv_tiles(int64_t C) { return conv_ceil_div(C, kConvChannels)
 // end.
 constexpr int64_t conv_rows(int64_t B, int64_t T, int64_t C, int64_t resident) {
   int64_t best = 0, least = 0;
-  for (int64_t rows = 96; rows >= 16; rows -= 4) {
+  for (int64_t rows = 128; rows >= 16; rows -= 8) {
     const int64_t blocks = conv_ceil_div(B * conv_ceil_div(T, rows), kConvWarps) * conv_tiles(C);
     const int64_t time = conv_ceil_div(blocks, 132 * resident) * (rows + 8);
     if (best == 0 || time < least) best = rows, least = time;

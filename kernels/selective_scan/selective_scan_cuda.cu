@@ -32,15 +32,14 @@ __device__ void finish_token(const ForwardOutput<T>& out, int row, float sum, fl
     if (present) *out.sum.at(row) = sum;
     return;
   }
-  const T y = from_float<T>((sum + skip) * gate);
-  if (present) *out.y.at(row) = y;
+  store_if(present, out.y.at(row), (sum + skip) * gate);
 }
 
 // Bound by exponentials: N + 4 of the 16 a cycle that a processor can, and 5 N + 30 of its 128
 // instructions, a token and channel. 8 bytes in bf16 are less than that. kSeveral: blocks of
 // states.
 template <class T, bool kSeveral>
-__global__ void __launch_bounds__(kMaxScanThreads, 3)
+__global__ void __launch_bounds__(kMaxScanThreads, 2)
     forward_kernel(ScanInput<T> in, ForwardOutput<T> all) {
   __shared__ SpanBC staged[2];
   const ScanThread me(in);
@@ -50,14 +49,32 @@ __global__ void __launch_bounds__(kMaxScanThreads, 3)
   const ScanColumns<const T> of_z = in.z.from(me.e);
   float h[kStates];
   load_states_or_zeros(out.initial, me.map_row, in.states, in.wide, h);
-  ScanTokens<T> u, delta, z;
+  struct Group : ScanInputs {
+    float skip[kScanAhead], gate[kScanAhead];
+  };
+  ScanTokens<T> u, delta, z;  // two groups of tokens ahead of the states; `next` is one ahead
   const auto load = [&](int t) {
     u.load(of_u, me.row + t, me.row + me.end);
     delta.load(of_delta, me.row + t, me.row + me.end, kNoDelta);
     z.load(of_z, me.row + t, me.row + me.end);
   };
-  load(me.first_span * kSpan);
+  const auto prepare = [&](unsigned starts, int first) {
+    Group group;
+#pragma unroll
+    for (int i = 0; i < kScanAhead; ++i) {
+      const float dt = ScanStep(delta[i] + channel.dt_bias).dt;
+      group.set(i, dt, u[i], starts >> (first + i) & 1);
+      group.skip[i] = channel.D * u[i];
+      group.gate[i] = in.z ? silu(z[i]) : 1.0f;
+    }
+    return group;
+  };
   staged[0].stage(in, me.b, me.first_span);
+  unsigned starts = document_starts(in, me.b, me.first_span);
+  load(me.first_span * kSpan);
+  Group next = prepare(starts, 0);
+  load(me.first_span * kSpan + kScanAhead);
+  ScanDecays decays(channel, next.decay_dt[0]);
   for (int span = me.first_span; span <= me.last_span; ++span) {
     __syncthreads();
     const int turn = span - me.first_span, begin = span * kSpan;
@@ -67,26 +84,27 @@ __global__ void __launch_bounds__(kMaxScanThreads, 3)
       prefetch_span(in, of_z, me.b, span + 1);
     }
     const SpanBC& bc = staged[turn & 1];
-    const unsigned starts = document_starts(in, me.b, span);
+    const unsigned next_starts = document_starts(in, me.b, span + 1);
     if (out.span_states && me.active) {
       float* const to = out.span_states.at(me.b * int(in.pieces.rows) + span, me.e * in.N);
       store_states(to, in.states, in.wide, h);
     }
     const int count = min(kSpan, me.end - begin);
     for (int first = 0; first < count; first += kScanAhead) {
-      const ScanTokens<T> u_now = u, delta_now = delta, z_now = z;
-      load(begin + first + kScanAhead);
+      const Group now = next;
+      const int behind = first + kScanAhead;
+      next = prepare(behind < kSpan ? starts : next_starts, behind % kSpan);
+      load(begin + behind + kScanAhead);
 #pragma unroll
       for (int i = 0; i < kScanAhead; ++i) {
         const int token = first + i;
-        const float dt = ScanStep(delta_now[i] + channel.dt_bias).dt;
-        advance_states(channel, bc, token, dt, u_now[i], starts >> token & 1, h);
-        const float sum = dot_C(bc, token, h);
-        const float gate = in.z ? silu(z_now[i]) : 1.0f;
-        finish_token<kSeveral>(out, me.row + begin + token, sum, channel.D * u_now[i], gate,
+        const float sum = decays.advance_and_dot(channel, bc, token, now.dt_u[i],
+                                                 now.decay_dt_behind(i, next), h);
+        finish_token<kSeveral>(out, me.row + begin + token, sum, now.skip[i], now.gate[i],
                                me.active && token < count);
       }
     }
+    starts = next_starts;
   }
   if (out.final_state && me.active && me.end == in.tokens)
     store_states(out.final_state.at(me.state_row), in.states, in.wide, h);

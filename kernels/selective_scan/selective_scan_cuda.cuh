@@ -26,6 +26,18 @@ __device__ inline void prefetch_to_l2(const void* address) {
   asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
 }
 
+// A store without a branch, which would keep the tokens around it from being worked on together.
+__device__ inline void store_if(bool present, Bf16* to, float value) {
+  asm volatile(
+      "{.reg .pred p; setp.ne.u32 p, %0, 0; @p st.global.u16 [%1], %2;}" ::"r"(unsigned(present)),
+      "l"(to), "h"(__bfloat16_as_ushort(from_float<Bf16>(value))));
+}
+__device__ inline void store_if(bool present, float* to, float value) {
+  asm volatile(
+      "{.reg .pred p; setp.ne.u32 p, %0, 0; @p st.global.f32 [%1], %2;}" ::"r"(unsigned(present)),
+      "l"(to), "f"(value));
+}
+
 // dt = softplus(x) and its derivative.
 struct ScanStep {
   float dt, slope;
@@ -277,6 +289,45 @@ __device__ inline float dot_C(const SpanBC& bc, int token, const float (&h)[kSta
   for (int n = 0; n < kStates; ++n) sums[n % 2] = fmaf(C[n], h[n], sums[n % 2]);
   return sums[0] + sums[1];
 }
+
+// a of a channel's next token. Exponentials have a pipe of their own, which is the busiest: those
+// of the next token are begun between the sums of the present one, in the same loop.
+struct ScanDecays {
+  float a[kStates];
+
+  __device__ ScanDecays(const ScanChannel& channel, float decay_dt) {
+#pragma unroll
+    for (int n = 0; n < kStates; ++n) a[n] = exp2_approx(decay_dt * channel.A[n]);
+  }
+  // h of a token from h of the one before, in place; the decays become the next token's. Returns
+  // the sum over n of C h.
+  __device__ float advance_and_dot(const ScanChannel& channel, const SpanBC& bc, int token,
+                                   float dt_u, float next_decay_dt, float (&h)[kStates]) {
+    float B[kStates], C[kStates], sums[2] = {0, 0};
+    bc.B(token, B), bc.C(token, C);
+#pragma unroll
+    for (int n = 0; n < kStates; ++n) {
+      const float next = exp2_approx(next_decay_dt * channel.A[n]);
+      h[n] = fmaf(a[n], h[n], dt_u * B[n]);
+      a[n] = next;
+      sums[n % 2] = fmaf(C[n], h[n], sums[n % 2]);
+    }
+    return sums[0] + sums[1];
+  }
+};
+
+// What the states need of kScanAhead tokens.
+struct ScanInputs {
+  float decay_dt[kScanAhead], dt_u[kScanAhead];
+
+  __device__ void set(int i, float dt, float u, bool starts) {
+    decay_dt[i] = ScanChannel::decay_dt(dt, starts), dt_u[i] = dt * u;
+  }
+  // Of the token behind token i; `next` are the tokens behind these.
+  __device__ float decay_dt_behind(int i, const ScanInputs& next) const {
+    return i + 1 < kScanAhead ? decay_dt[i + 1] : next.decay_dt[0];
+  }
+};
 
 // Pieces as maps, and the states (or, reversed, the gradients) that enter them, which take the
 // place of maps.state.

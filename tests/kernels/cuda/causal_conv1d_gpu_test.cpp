@@ -56,8 +56,8 @@ TEST_P(CausalConv1dGpu, AgreesWithCpu) {
   });
 }
 
-// Rows of a warp are 32 in the forward and 61 in the backward, of which a block has 4 warps; tiles
-// of a warp are 128 to 256 channels.
+// A warp has 128 channels and, in these shapes, 16 tokens in the forward and 13 in the backward, or
+// more in the last two of the windowed ones.
 INSTANTIATE_TEST_SUITE_P(
     Shapes, CausalConv1dGpu,
     testing::Values(
@@ -81,7 +81,12 @@ INSTANTIATE_TEST_SUITE_P(
         ConvShape{.B = 2, .T = 33, .C = 24, .K = 3, .starts = {{4, 5}}, .first = -1, .halo = true},
         ConvShape{.B = 1, .T = 40, .C = 8, .K = 7, .starts = {{20}}, .first = -9, .halo = true},
         // xBC of Mamba-2 1.3B, inside its projection.
-        ConvShape{.B = 2, .T = 512, .C = 4352, .K = 4, .starts = {{200}}, .padding = 4160}));
+        ConvShape{.B = 2,
+                  .T = 1300,
+                  .C = 4352,
+                  .K = 4,
+                  .starts = {{200, 390}, {33, 36, 70}},
+                  .padding = 4160}));
 
 TEST(CausalConv1dGpuStep, AgreesWithCpu) {
   for (const int64_t K : {4, 2, 1}) {
