@@ -20,8 +20,10 @@ template <int kChunk, int kState>
 struct IncomingShared {
   alignas(128) Bf16 C[kChunk * kState];
   alignas(128) Bf16 dy[2][kChunk * kHeadDim];
-  alignas(128) Bf16 state[2][kHeadDim * kState];  // (P, N)
-  float entering[2][kChunk];                      // 0 where the state is not seen
+  alignas(128) Bf16 state[kHeadDim * kState];  // (P, N)
+  alignas(128) float next_state[kHeadDim * kState];
+  float cum[2][kChunk];
+  float entering[kChunk];  // 0 where the state is not seen
 };
 
 template <int kChunk, int kState>
@@ -41,8 +43,9 @@ struct IncomingBlock {
 
   // dC += v, and dcum.
   __device__ void to_tokens(int buffer, int head) {
-    const SharedTile<kState> C{shared.C}, state{shared.state[buffer]};
-    const SharedTile<kHeadDim> dy{shared.dy[buffer]};
+    const int zero = opaque_zero();
+    const SharedTile<kState> C{shared.C + zero}, state{shared.state + zero};
+    const SharedTile<kHeadDim> dy{shared.dy[buffer] + zero};
     FragmentA rows[kOwn][kHeadSteps];
     float entering[kOwn][2], dcum[kOwn][2] = {};
 #pragma unroll
@@ -50,8 +53,7 @@ struct IncomingBlock {
 #pragma unroll
       for (int k = 0; k < kHeadSteps; ++k) rows[own][k] = load_a(dy, first_token(own), k * kMmaK);
       for (int half = 0; half < 2; ++half)
-        entering[own][half] =
-            shared.entering[buffer][first_token(own) + Accumulator::row(2 * half)];
+        entering[own][half] = shared.entering[first_token(own) + Accumulator::row(2 * half)];
     }
 #pragma unroll
     for (int n = 0; n < kStateTiles; n += 2) {
@@ -98,10 +100,11 @@ struct IncomingBlock {
   // dh: a warp makes 32 of its 64 rows and a quarter of its columns.
   __device__ void to_state(int buffer, int head) {
     constexpr int kRowTiles = 2, kColumns = kState / 4, kPairs = kColumns / 16;
-    const SharedTile<kState> C{shared.C};
-    const SharedTile<kHeadDim> dy{shared.dy[buffer]};
+    const int zero = opaque_zero();
+    const SharedTile<kState> C{shared.C + zero};
+    const SharedTile<kHeadDim> dy{shared.dy[buffer] + zero};
     const int p0 = warp % 2 * 32, n0 = warp / 2 * kColumns;
-    const float* const entering = shared.entering[buffer] + Accumulator::column(0);
+    const float* const entering = shared.entering + Accumulator::column(0);
     Accumulator sum[kRowTiles][2 * kPairs];
     const int steps = (place.size + kMmaK - 1) / kMmaK;
 #pragma unroll 4
@@ -110,10 +113,11 @@ struct IncomingBlock {
                            *reinterpret_cast<const float2*>(entering + k * kMmaK + 8)};
       FragmentPairB columns[kPairs];
 #pragma unroll
-      for (int n = 0; n < kPairs; ++n) columns[n] = load_b_transposed(C, n0 + n * 16, k * kMmaK);
+      for (int n = 0; n < kPairs; ++n)
+        columns[n] = load_b_transposed(C.from_row(k * kMmaK), n0 + n * 16, 0);
 #pragma unroll
       for (int m = 0; m < kRowTiles; ++m) {
-        FragmentA rows = load_a_transposed(dy, p0 + m * kMmaM, k * kMmaK);
+        FragmentA rows = load_a_transposed(dy.from_row(k * kMmaK), p0 + m * kMmaM, 0);
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           const float2 value = unpack_bf16(rows.words[i]);
@@ -131,8 +135,8 @@ struct IncomingBlock {
         for (int half = 0; half < 2; ++half) {
           const int p = p0 + m * kMmaM + Accumulator::row(2 * half);
           const int column = n0 + n * kMmaN + Accumulator::column(0);
-          *reinterpret_cast<float2*>(out + p * kState + column) = {sum[m][n].values[2 * half],
-                                                                   sum[m][n].values[2 * half + 1]};
+          *reinterpret_cast<float2*>(out + p * kState + column) =
+              make_float2(sum[m][n].values[2 * half], sum[m][n].values[2 * half + 1]);
         }
       }
     }
@@ -149,8 +153,8 @@ struct IncomingBlock {
 #pragma unroll
         for (int n = 0; n < kStateTiles; ++n) {
           const float* const value = &dC[own][n].values[2 * half];
-          *reinterpret_cast<float2*>(out + n * kMmaN + Accumulator::column(0)) = {value[0],
-                                                                                  value[1]};
+          *reinterpret_cast<float2*>(out + n * kMmaN + Accumulator::column(0)) =
+              make_float2(value[0], value[1]);
         }
       }
     }
@@ -171,22 +175,23 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int token = threadIdx.x;
   const bool enters = token < place.size && place.enters(token);
 
-  NextState<kState, kThreads> state;
-  float cum = 0;
   const auto fetch = [&](int head) {
     const int buffer = (head - heads.begin) % 2;
     copy_tile_async<kChunk, kHeadDim, kThreads>(SharedTile<kHeadDim>{shared.dy[buffer]},
                                                 to.dy.row(place.row0) + int64_t(head) * kHeadDim,
                                                 to.dy.stride, 0, place.size);
+    StateCopy<kState, kThreads>::fetch(
+        shared.next_state, in.incoming.row(chunk_row) + int64_t(head) * kHeadDim * kState);
+    if (enters) copy_async_4(&shared.cum[buffer][token], in.cum.row(place.row0 + token) + head);
     commit_copies();
-    state.fetch(in.incoming.row(chunk_row) + int64_t(head) * kHeadDim * kState);
-    if (enters) cum = in.cum.row(place.row0 + token)[head];
   };
   const auto settle = [&](int head) {
     const int buffer = (head - heads.begin) % 2;
-    state.store(SharedTile<kState>{shared.state[buffer]});
-    if (token < kChunk) shared.entering[buffer][token] = enters ? fast_exp2(cum * kLog2e) : 0.0f;
     wait_copies<0>();
+    __syncthreads();
+    StateCopy<kState, kThreads>::round(shared.next_state, SharedTile<kState>{shared.state});
+    if (token < kChunk)
+      shared.entering[token] = enters ? exp2_approx(shared.cum[buffer][token] * kLog2e) : 0.0f;
     __syncthreads();
   };
   copy_tile_async<kChunk, kState, kThreads>(SharedTile<kState>{shared.C},

@@ -33,8 +33,10 @@ struct PairsShared {
   alignas(128) Bf16 dy[2][kChunk * kHeadDim];
   alignas(128) Bf16 x[2][kChunk * kHeadDim];  // a strip becomes dx once its warp has read it
   uint4 scores[kSquares * 32];                // S^T; in the end dS^T
-  float cum[2][kChunk];                       // in powers of 2; -infinity beyond the tokens
+  float cum[2][kChunk];
   float dt[2][kChunk];
+  float dcum[2][kChunk];  // what the incoming state gave
+  float D[2];
   float later[kWarps][kChunk];  // sum over the s of a warp of S w dt g, for every t
   float ddt[kChunk];
   float dD[kWarps];
@@ -83,12 +85,16 @@ __device__ inline float pair_sum(float value) {
   return value + __shfl_xor_sync(0xffffffffu, value, 2);
 }
 
+struct Square {
+  Accumulator tiles[2];
+};
+
 // A strip of 16 tokens s in work.
 struct PairsStrip {
   int index;
   bool first_of_warp;
   bool plain;                    // no document begins after its first token
-  float middle;                  // cum at its last token
+  float middle;                  // cum at its last token, in powers of 2
   float cum[2], dt[2], late[2];  // of this lane's two rows; late: the decay to the last token
   float ddt[2] = {0, 0};
   FragmentA x[kHeadSteps];
@@ -147,7 +153,7 @@ struct PairsBlock {
         Accumulator left, right;
 #pragma unroll
         for (int k = 0; k < kStateSteps; ++k) {
-          const FragmentPairB c = load_b(C, i * kStrip, k * kMmaK);
+          const FragmentPairB c = load_b(C.from_row(i * kStrip), 0, k * kMmaK);
           mma(left, rows[k], c.halves[0]);
           mma(right, rows[k], c.halves[1]);
         }
@@ -162,13 +168,14 @@ struct PairsBlock {
     strip.index = strip_of(own);
     strip.first_of_warp = own == 0;
     strip.plain = shared.first[place.size - 1] <= strip.index * kStrip;
-    strip.middle = shared.cum[buffer][min(strip.index * kStrip + kStrip, place.size) - 1];
+    const float* const cum = shared.cum[buffer];
+    strip.middle = cum[min(strip.index * kStrip + kStrip, place.size) - 1] * kLog2e;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int s = strip.token(half);
-      strip.cum[half] = shared.cum[buffer][s];
+      strip.cum[half] = cum[s] * kLog2e;
       strip.dt[half] = shared.dt[buffer][s];
-      strip.late[half] = s < place.size ? fast_exp2(strip.middle - strip.cum[half]) : 0.0f;
+      strip.late[half] = exp2_approx(fminf(strip.middle - strip.cum[half], 0.0f));
     }
     const SharedTile<kHeadDim> x{shared.x[buffer]};
 #pragma unroll
@@ -176,33 +183,56 @@ struct PairsBlock {
     return strip;
   }
 
+  // g of square (i, strip).
+  __device__ Square products(const PairsStrip& strip, const SharedTile<kHeadDim>& dy, int i) const {
+    Square g;
+#pragma unroll
+    for (int k = 0; k < kHeadSteps; ++k) {
+      const FragmentPairB columns = load_b(dy.from_row(i * kStrip), 0, k * kMmaK);
+      mma(g.tiles[0], strip.x[k], columns.halves[0]);
+      mma(g.tiles[1], strip.x[k], columns.halves[1]);
+    }
+    return g;
+  }
+
   // What the products of square (i, strip) are weighed by, in place: g becomes w dt g, and the
-  // result is S w (to be multiplied by dt) as the left operand of dx.
-  __device__ FragmentA weigh(PairsStrip& strip, int buffer, int i, Accumulator (&g)[2], float& dD) {
+  // result is S w (to be multiplied by dt) as the left operand of dx. Beyond the chunk's tokens all
+  // products are 0: decays there need only be finite.
+  template <bool kProduct>
+  __device__ __forceinline__ FragmentA weigh(PairsStrip& strip, int buffer, int i, Square& g,
+                                             float& dD) {
     FragmentA a = load_square(shared.scores, square_of(i, strip.index));
-    const bool product = strip.plain && i > strip.index;
     float columns[4] = {0, 0, 0, 0};
 #pragma unroll
     for (int tile = 0; tile < 2; ++tile) {
       const int t = i * kStrip + tile * kMmaN + Accumulator::column(0);
       const float2 cum = *reinterpret_cast<const float2*>(shared.cum[buffer] + t);
-      const float2 early = {fast_exp2(cum.x - strip.middle), fast_exp2(cum.y - strip.middle)};
+      float2 early;
+      int2 first;
+      if constexpr (kProduct) {
+        early.x = exp2_approx(fminf(cum.x * kLog2e - strip.middle, 0.0f));
+        early.y = exp2_approx(fminf(cum.y * kLog2e - strip.middle, 0.0f));
+      } else {
+        first = *reinterpret_cast<const int2*>(shared.first + t);
+      }
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        float2 w = early;
-        float factor = strip.late[half] * strip.dt[half];
-        if (!product) {
+        float* const value = &g.tiles[tile].values[2 * half];
+        float2 w;
+        float factor = strip.dt[half];
+        if constexpr (kProduct) {
+          w = early;
+          factor *= strip.late[half];
+        } else {
           const int s = strip.token(half);
-          const int2 first = *reinterpret_cast<const int2*>(shared.first + t);
-          w.x = s <= t && s >= first.x ? fast_exp2(cum.x - strip.cum[half]) : 0.0f;
-          w.y = s <= t + 1 && s >= first.y ? fast_exp2(cum.y - strip.cum[half]) : 0.0f;
-          factor = strip.dt[half];
-          if (s == t) dD += g[tile].values[2 * half];
-          if (s == t + 1) dD += g[tile].values[2 * half + 1];
+          const float before = strip.cum[half];
+          w.x = s <= t && s >= first.x ? exp2_approx(cum.x * kLog2e - before) : 0.0f;
+          w.y = s <= t + 1 && s >= first.y ? exp2_approx(cum.y * kLog2e - before) : 0.0f;
+          dD += s == t ? value[0] : 0.0f;
+          dD += s == t + 1 ? value[1] : 0.0f;
         }
         uint32_t& word = a.words[2 * tile + half];
         const float2 score = unpack_bf16(word);
-        float* const value = &g[tile].values[2 * half];
         const float2 wg = {w.x * value[0], w.y * value[1]};
         const float2 share = {score.x * wg.x, score.y * wg.y};
         word = pack_bf16(score.x * w.x, score.y * w.y);
@@ -236,7 +266,8 @@ struct PairsBlock {
   }
 
   __device__ void finish_strip(const PairsStrip& strip, int buffer, float D, Bf16* dx) const {
-    const SharedTile<kHeadDim> dy{shared.dy[buffer]}, staged{shared.x[buffer]};
+    const SharedTile<kHeadDim> dy{shared.dy[buffer] + opaque_zero()},
+        staged{shared.x[buffer] + opaque_zero()};
     __syncwarp();
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -257,43 +288,42 @@ struct PairsBlock {
   }
 
   // One head; `dx` is its column of the chunk's first row.
-  __device__ void pass(int buffer, float D, Bf16* dx) {
+  __device__ void pass(int buffer, Bf16* dx) {
     const SharedTile<kHeadDim> dy{shared.dy[buffer]};
     float dD = 0;
 #pragma unroll 1
     for (int own = 0; own < 2; ++own) {
       if (strip_of(own) >= used) continue;
       PairsStrip strip = begin_strip(buffer, own);
+      Square next = products(strip, dy, used - 1);
 #pragma unroll 1
       for (int i = used - 1; i >= strip.index; --i) {
-        Accumulator g[2];
-#pragma unroll
-        for (int k = 0; k < kHeadSteps; ++k) {
-          const FragmentPairB columns = load_b(dy, i * kStrip, k * kMmaK);
-          mma(g[0], strip.x[k], columns.halves[0]);
-          mma(g[1], strip.x[k], columns.halves[1]);
-        }
+        Square g = next;
+        if (i > strip.index) next = products(strip, dy, i - 1);
         if (i == strip.index) come_to_diagonal(strip);
-        const FragmentA weights = weigh(strip, buffer, i, g, dD);
+        const FragmentA weights = strip.plain && i > strip.index
+                                      ? weigh<true>(strip, buffer, i, g, dD)
+                                      : weigh<false>(strip, buffer, i, g, dD);
 #pragma unroll
         for (int p = 0; p < kHeadSteps; ++p) {
-          const FragmentPairB columns = load_b_transposed(dy, p * kMmaK, i * kStrip);
+          const FragmentPairB columns = load_b_transposed(dy.from_row(i * kStrip), p * kMmaK, 0);
           mma(strip.dx[2 * p], weights, columns.halves[0]);
           mma(strip.dx[2 * p + 1], weights, columns.halves[1]);
         }
-        add_to_slot<0, kSlots>(dS, slot_of(own, i), g[0], g[1]);
+        add_to_slot<0, kSlots>(dS, slot_of(own, i), g.tiles[0], g.tiles[1]);
       }
-      finish_strip(strip, buffer, D, dx);
+      finish_strip(strip, buffer, shared.D[buffer], dx);
     }
 #pragma unroll
     for (int offset = 16; offset > 0; offset /= 2) dD += __shfl_xor_sync(0xffffffffu, dD, offset);
     if (threadIdx.x % 32 == 0) shared.dD[warp] = dD;
   }
 
-  // After a barrier: the head's sums over warps. `dcum` is what the incoming state gave.
-  __device__ void sum_warps(int buffer, int head, float dcum, float* partial_dD) const {
+  // After a barrier: the head's sums over warps.
+  __device__ void sum_warps(int buffer, int head, float* partial_dD) const {
     const int t = threadIdx.x;
     if (t < place.size) {
+      float dcum = shared.dcum[buffer][t];
       for (int other = 0; other < kWarps && other * kStrip <= t; ++other)
         dcum += shared.later[other][t];
       to.ddt.row(place.row0 + t)[head] = shared.ddt[t];
@@ -315,8 +345,8 @@ struct PairsBlock {
                          int64_t(group) * kState + Accumulator::column(0);
 #pragma unroll
       for (int n = 0; n < kStateTiles; ++n)
-        *reinterpret_cast<float2*>(out + n * kMmaN) = {sum[n].values[2 * half],
-                                                       sum[n].values[2 * half + 1]};
+        *reinterpret_cast<float2*>(out + n * kMmaN) =
+            make_float2(sum[n].values[2 * half], sum[n].values[2 * half + 1]);
     }
   }
 
@@ -325,7 +355,7 @@ struct PairsBlock {
                                   const SharedTile<kState>& tile, int k0) {
 #pragma unroll
     for (int n = 0; n < kStateTiles; n += 2) {
-      const FragmentPairB b = load_b_transposed(tile, n * kMmaN, k0);
+      const FragmentPairB b = load_b_transposed(tile.from_row(k0), n * kMmaN, 0);
       mma(sum[n], a, b.halves[0]);
       mma(sum[n + 1], a, b.halves[1]);
     }
@@ -375,7 +405,8 @@ __global__ void __launch_bounds__(kChunk, kChunk > 128 ? 1 : 2)
   block.start(in, heads.group);
 
   const int token = threadIdx.x;
-  float cum = -INFINITY, dt = 0, dcum = 0;  // of the next head
+  const bool inside = token < place.size;
+  const int64_t row = place.row0 + (inside ? token : 0);
   const auto fetch = [&](int head) {
     const int buffer = (head - heads.begin) % 2;
     const int64_t column = int64_t(head) * kHeadDim;
@@ -385,29 +416,25 @@ __global__ void __launch_bounds__(kChunk, kChunk > 128 ? 1 : 2)
     copy_tile_async<kChunk, kHeadDim, kChunk>(SharedTile<kHeadDim>{shared.x[buffer]},
                                               in.x.row(place.row0) + column, in.x.stride, 0,
                                               place.size);
+    copy_async_4(&shared.cum[buffer][token], in.cum.row(row) + head, inside);
+    copy_async_4(&shared.dt[buffer][token], in.dt.row(row) + head, inside);
+    copy_async_4(&shared.dcum[buffer][token], to.dcum.row(row) + head, inside);
+    if (token == 0) copy_async_4(&shared.D[buffer], in.D + head);
     commit_copies();
-    if (token >= place.size) return;
-    cum = in.cum.row(place.row0 + token)[head] * kLog2e;
-    dt = in.dt.row(place.row0 + token)[head];
-    dcum = to.dcum.row(place.row0 + token)[head];
   };
-  const auto settle = [&](int head) {
-    const int buffer = (head - heads.begin) % 2;
-    shared.cum[buffer][token] = cum;
-    shared.dt[buffer][token] = dt;
+  const auto settle = [&] {
     wait_copies<0>();
     __syncthreads();
   };
   fetch(heads.begin);
-  settle(heads.begin);
+  settle();
   for (int head = heads.begin; head < heads.end; ++head) {
     const int buffer = (head - heads.begin) % 2;
-    const float entering_dcum = dcum;
     if (head + 1 < heads.end) fetch(head + 1);
-    block.pass(buffer, in.D[head], to.dx.row(place.row0) + int64_t(head) * kHeadDim);
+    block.pass(buffer, to.dx.row(place.row0) + int64_t(head) * kHeadDim);
     __syncthreads();
-    block.sum_warps(buffer, head, entering_dcum, to.partial_dD.row(chunk_row));
-    if (head + 1 < heads.end) settle(head + 1);
+    block.sum_warps(buffer, head, to.partial_dD.row(chunk_row));
+    if (head + 1 < heads.end) settle();
   }
   block.finish(in, heads.group, split);
 }

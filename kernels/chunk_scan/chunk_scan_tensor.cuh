@@ -17,11 +17,13 @@ constexpr int kHeadTiles = kHeadDim / kMmaN;
 constexpr int kHeadSteps = kHeadDim / kMmaK;
 constexpr float kLog2e = 1.4426950408889634f;
 
-// 2^x, to 2 units in the last place; results below the normal numbers are 0.
-__device__ inline float fast_exp2(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
+// 0, for all that the compiler knows. Added to a tile's address inside the loop over heads, it
+// keeps the compiler from working out all addresses before the loop and holding them in registers,
+// of which there are none to spare.
+__device__ inline int opaque_zero() {
+  int zero;
+  asm volatile("mov.u32 %0, 0;" : "=r"(zero));
+  return zero;
 }
 
 // The place of square (i, j), j <= i, among all of a chunk's.
@@ -33,7 +35,8 @@ __device__ inline FragmentA load_square(const uint4* squares, int square) {
   return {{words.x, words.y, words.z, words.w}};
 }
 __device__ inline void store_square(uint4* squares, int square, const FragmentA& a) {
-  squares[square * 32 + threadIdx.x % 32] = {a.words[0], a.words[1], a.words[2], a.words[3]};
+  squares[square * 32 + threadIdx.x % 32] =
+      make_uint4(a.words[0], a.words[1], a.words[2], a.words[3]);
 }
 
 // The heads [begin, end) of one block.
@@ -58,28 +61,28 @@ bool tensor_cores_take(const Args& args) {
          aligned16(args.C) && aligned16(args.incoming);
 }
 
-// The next head's incoming state on its way from f32 in device memory, in registers, to a tile of
-// bf16 in shared memory: (P, N).
+// A head's incoming state on its way from f32 in device memory to a tile of bf16, (P, N), in shared
+// memory: first as it is, behind the threads' backs, then rounded.
 template <int kState, int kThreads>
-struct NextState {
-  static constexpr int kPieces = kHeadDim * kState / 8 / kThreads;
-  float4 values[kPieces][2];
+struct StateCopy {
+  static constexpr int kElements = kHeadDim * kState;
+  static_assert(kElements % (8 * kThreads) == 0);
 
-  __device__ void fetch(const float* state) {
-    const float* const from = state + threadIdx.x * 8;
+  __device__ static void fetch(float* staged, const float* state) {
 #pragma unroll
-    for (int i = 0; i < kPieces; ++i) {
-      values[i][0] = *reinterpret_cast<const float4*>(from + i * kThreads * 8);
-      values[i][1] = *reinterpret_cast<const float4*>(from + i * kThreads * 8 + 4);
+    for (int i = 0; i < kElements / 4 / kThreads; ++i) {
+      const int element = (threadIdx.x + i * kThreads) * 4;
+      copy_async_16(staged + element, state + element);
     }
   }
-  __device__ void store(const SharedTile<kState>& tile) const {
+  // After a barrier; another one follows.
+  __device__ static void round(const float* staged, const SharedTile<kState>& tile) {
 #pragma unroll
-    for (int i = 0; i < kPieces; ++i) {
-      const float4 &a = values[i][0], &b = values[i][1];
-      const int element = (threadIdx.x + i * kThreads) * 8;
-      *reinterpret_cast<uint4*>(tile.piece(element / kState, element % kState)) = {
-          pack_bf16(a.x, a.y), pack_bf16(a.z, a.w), pack_bf16(b.x, b.y), pack_bf16(b.z, b.w)};
+    for (int i = 0; i < kElements / 4 / kThreads; ++i) {
+      const int element = (threadIdx.x + i * kThreads) * 4;
+      const float4 a = *reinterpret_cast<const float4*>(staged + element);
+      *reinterpret_cast<uint2*>(tile.element(element / kState, element % kState)) =
+          make_uint2(pack_bf16(a.x, a.y), pack_bf16(a.z, a.w));
     }
   }
 };
@@ -90,8 +93,9 @@ __device__ inline void write_strip(const SharedTile<kHeadDim>& staged, int first
 #pragma unroll
   for (int i = threadIdx.x % 32; i < kStrip * kHeadTiles; i += 32) {
     const int row = i / kHeadTiles, column = i % kHeadTiles * 8, t = first_token + row;
-    if (t < size)
-      Pack<Bf16>::load(staged.piece(first_row + row, column)).store(to + t * stride + column);
+    if (t >= size) continue;
+    *reinterpret_cast<uint4*>(to + t * stride + column) =
+        *reinterpret_cast<const uint4*>(staged.piece(first_row + row, column));
   }
 }
 

@@ -27,7 +27,8 @@ struct ForwardShared {
 
   // At the start this holds B and then C.
   alignas(128) Bf16 x[2][kChunk * kHeadDim];
-  alignas(128) Bf16 incoming[2][kHeadDim * kState];  // (P, N)
+  alignas(128) Bf16 incoming[kHeadDim * kState];  // (P, N)
+  alignas(128) float next_incoming[kHeadDim * kState];
   alignas(128) Bf16 y[kStrips][kStrip * kHeadDim];
   uint4 scores[kSquares * 32];
   struct Steps {
@@ -35,42 +36,12 @@ struct ForwardShared {
     float dt[kChunk];
     // dt times the decay from s to the end of each 64-token block but the last
     float late[kLateBlocks][kChunk];
-  } steps[2];
+    float D;
+  } steps;
+  float next_cum[kChunk];
+  float next_dt[kChunk];
+  float next_D;
   int first[kChunk];  // the first token that t sees, -1 if it sees the incoming state too
-};
-
-// What a thread fetches of the next head while it works on one.
-template <int kChunk, int kState>
-struct NextHead {
-  static constexpr int kLateBlocks = kChunk / kBlock - 1;
-  NextState<kState, ForwardShared<kChunk, kState>::kThreads> incoming;
-  float cum = 0, dt = 0, late_cum[kLateBlocks];
-
-  __device__ void fetch(const ScanInputs<Bf16>& in, const ChunkPlace& place, int64_t chunk_row,
-                        int head) {
-    incoming.fetch(in.incoming.row(chunk_row) + int64_t(head) * kHeadDim * kState);
-    const int s = threadIdx.x;
-    if (s >= place.size) return;
-    cum = in.cum.row(place.row0 + s)[head];
-    dt = in.dt.row(place.row0 + s)[head];
-#pragma unroll
-    for (int b = 0; b < kLateBlocks; ++b) {
-      const int end = min((b + 1) * kBlock, place.size) - 1;
-      late_cum[b] = in.cum.row(place.row0 + end)[head];
-    }
-  }
-  template <class Shared>
-  __device__ void store(Shared& shared, int buffer) const {
-    incoming.store(SharedTile<kState>{shared.incoming[buffer]});
-    const int s = threadIdx.x;
-    if (s >= kChunk) return;
-    auto& steps = shared.steps[buffer];
-    steps.cum[s] = cum * kLog2e;
-    steps.dt[s] = dt;
-#pragma unroll
-    for (int b = 0; b < kLateBlocks; ++b)
-      steps.late[b][s] = fast_exp2((late_cum[b] - cum) * kLog2e) * dt;
-  }
 };
 
 // A warp's strip: 16 tokens t against all s up to them.
@@ -106,7 +77,7 @@ struct Strip {
     float begin = 0;
     if (far_steps > 0) {
       begin = steps.cum[far_steps * kStrip - 1];
-      const float factor = enters ? fast_exp2(begin) : 0.0f;
+      const float factor = enters ? exp2_approx(begin) : 0.0f;
 #pragma unroll
       for (Accumulator& tile : y)
         for (float& value : tile.values) value *= factor;
@@ -115,7 +86,7 @@ struct Strip {
     for (int half = 0; half < 2; ++half) {
       cum[half] = steps.cum[row(half)];
       const bool sees = far_steps > 0 || first[half] < 0;
-      entering[half] = sees ? fast_exp2(cum[half] - begin) : 0.0f;
+      entering[half] = sees ? exp2_approx(cum[half] - begin) : 0.0f;
     }
   }
   __device__ void scale_rows() {
@@ -146,8 +117,8 @@ struct Strip {
       const float2 score = unpack_bf16(a.words[i]);
       const float2 cum_s = *reinterpret_cast<const float2*>(steps.cum + s);
       const float2 dt = *reinterpret_cast<const float2*>(steps.dt + s);
-      const float x = score.x * fast_exp2(cum[i % 2] - cum_s.x) * dt.x;
-      const float y = score.y * fast_exp2(cum[i % 2] - cum_s.y) * dt.y;
+      const float x = score.x * exp2_approx(cum[i % 2] - cum_s.x) * dt.x;
+      const float y = score.y * exp2_approx(cum[i % 2] - cum_s.y) * dt.y;
       a.words[i] =
           pack_bf16(s <= t && s >= from ? x : 0.0f, s + 1 <= t && s + 1 >= from ? y : 0.0f);
     }
@@ -179,7 +150,7 @@ struct ForwardBlock {
       Accumulator left, right;
 #pragma unroll
       for (int k = 0; k < kStateSteps; ++k) {
-        const FragmentPairB b = load_b(B, j * kStrip, k * kMmaK);
+        const FragmentPairB b = load_b(B.from_row(j * kStrip), 0, k * kMmaK);
         mma(left, strip.C[k], b.halves[0]);
         mma(right, strip.C[k], b.halves[1]);
       }
@@ -208,6 +179,28 @@ struct ForwardBlock {
     __syncthreads();  // and x that of B
   }
 
+  // The head that was fetched becomes the one to work on.
+  __device__ void settle(int size) {
+    wait_copies<0>();
+    __syncthreads();
+    StateCopy<kState, kThreads>::round(shared.next_incoming, SharedTile<kState>{shared.incoming});
+    const int s = threadIdx.x;
+    if (s < kChunk) {
+      Steps& steps = shared.steps;
+      const float cum = s < size ? shared.next_cum[s] * kLog2e : 0.0f;
+      const float dt = s < size ? shared.next_dt[s] : 0.0f;
+      steps.cum[s] = cum;
+      steps.dt[s] = dt;
+#pragma unroll
+      for (int b = 0; b < Shared::kLateBlocks; ++b) {
+        const int end = min((b + 1) * kBlock, size) - 1;
+        steps.late[b][s] = exp2_approx(shared.next_cum[end] * kLog2e - cum) * dt;
+      }
+      if (s == 0) steps.D = shared.next_D;
+    }
+    __syncthreads();
+  }
+
   __device__ void add_incoming(const SharedTile<kState>& incoming) {
 #pragma unroll
     for (int k = 0; k < kStateSteps; ++k) {
@@ -231,10 +224,11 @@ struct ForwardBlock {
 
   __device__ void scan(int buffer) {
     if (strip.index < 0) return;
-    const Steps& steps = shared.steps[buffer];
-    const SharedTile<kHeadDim> x{shared.x[buffer]};
+    const Steps& steps = shared.steps;
+    const int zero = opaque_zero();
+    const SharedTile<kHeadDim> x{shared.x[buffer] + zero};
     for (Accumulator& tile : strip.y) tile = Accumulator{};
-    add_incoming(SharedTile<kState>{shared.incoming[buffer]});
+    add_incoming(SharedTile<kState>{shared.incoming + zero});
     strip.enter(steps);
 #pragma unroll 2
     for (int k = 0; k < strip.far_steps; ++k) add_step(strip.far_weights(shared, steps, k), x, k);
@@ -245,9 +239,11 @@ struct ForwardBlock {
   }
 
   // y += D x, through shared memory to whole rows.
-  __device__ void write(int buffer, float D, Bf16* y, int64_t stride, int size) {
+  __device__ void write(int buffer, Bf16* y, int64_t stride, int size) {
     if (strip.index < 0) return;
-    const SharedTile<kHeadDim> x{shared.x[buffer]}, staged{shared.y[warp]};
+    const float D = shared.steps.D;
+    const int zero = opaque_zero();
+    const SharedTile<kHeadDim> x{shared.x[buffer] + zero}, staged{shared.y[warp] + zero};
 #pragma unroll
     for (int p = 0; p < kHeadTiles; ++p) {
 #pragma unroll
@@ -271,7 +267,8 @@ __global__ void __launch_bounds__(ForwardShared<kChunk, kState>::kThreads, kChun
     forward_kernel(const ScanInputs<Bf16> in, const RowsOf<Bf16> y, const int splits) {
   constexpr int kThreads = ForwardShared<kChunk, kState>::kThreads;
   extern __shared__ __align__(128) char room[];
-  ForwardBlock<kChunk, kState> block(*reinterpret_cast<ForwardShared<kChunk, kState>*>(room));
+  auto& shared = *reinterpret_cast<ForwardShared<kChunk, kState>*>(room);
+  ForwardBlock<kChunk, kState> block(shared);
   BlockIndex index(blockIdx.x);
   const int split = index.take(splits);
   const HeadRange heads(in, index.take(in.groups), split, splits);
@@ -279,28 +276,29 @@ __global__ void __launch_bounds__(ForwardShared<kChunk, kState>::kThreads, kChun
   const ChunkPlace place(in, chunk_row);
   block.start(in, place, heads.group);
 
-  NextHead<kChunk, kState> next;
+  const int token = threadIdx.x;
+  const bool inside = token < place.size;
   const auto fetch = [&](int head) {
     const Bf16* const x = in.x.row(place.row0) + int64_t(head) * kHeadDim;
-    copy_tile_async<kChunk, kHeadDim, kThreads>({block.shared.x[(head - heads.begin) % 2]}, x,
-                                                in.x.stride, 0, place.size);
+    copy_tile_async<kChunk, kHeadDim, kThreads>(
+        SharedTile<kHeadDim>{shared.x[(head - heads.begin) % 2]}, x, in.x.stride, 0, place.size);
+    StateCopy<kState, kThreads>::fetch(
+        shared.next_incoming, in.incoming.row(chunk_row) + int64_t(head) * kHeadDim * kState);
+    if (inside) {
+      copy_async_4(&shared.next_cum[token], in.cum.row(place.row0 + token) + head);
+      copy_async_4(&shared.next_dt[token], in.dt.row(place.row0 + token) + head);
+    }
+    if (token == 0) copy_async_4(&shared.next_D, in.D + head);
     commit_copies();
-    next.fetch(in, place, chunk_row, head);
-  };
-  const auto settle = [&](int head) {
-    next.store(block.shared, (head - heads.begin) % 2);
-    wait_copies<0>();
-    __syncthreads();
   };
   fetch(heads.begin);
-  settle(heads.begin);
+  block.settle(place.size);
   for (int head = heads.begin; head < heads.end; ++head) {
     const int buffer = (head - heads.begin) % 2;
     if (head + 1 < heads.end) fetch(head + 1);
     block.scan(buffer);
-    block.write(buffer, in.D[head], y.row(place.row0) + int64_t(head) * kHeadDim, y.stride,
-                place.size);
-    if (head + 1 < heads.end) settle(head + 1);
+    block.write(buffer, y.row(place.row0) + int64_t(head) * kHeadDim, y.stride, place.size);
+    if (head + 1 < heads.end) block.settle(place.size);
   }
 }
 

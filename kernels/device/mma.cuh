@@ -108,6 +108,9 @@ struct SharedTile {
   }
   __device__ Bf16* piece(int row, int column) const { return data + place(row, column); }
   __device__ Bf16* element(int row, int column) const { return piece(row, column) + column % 8; }
+  // The tile from a row on, a multiple of 8. Loads in a loop over rows that go through this have
+  // most of their addresses before the loop.
+  __device__ SharedTile from_row(int row) const { return {data + row * kColumns}; }
 };
 
 __device__ inline uint32_t shared_address(const void* shared) {
@@ -179,10 +182,10 @@ __device__ inline void copy_async_16(void* shared, const void* global, bool vali
                "l"(global), "r"(valid ? 16 : 0)
                : "memory");
 }
-// 4 bytes, both sides aligned to 4.
-__device__ inline void copy_async_4(void* shared, const void* global) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;\n" ::"r"(shared_address(shared)),
-               "l"(global)
+// The same of 4 bytes, both sides aligned to 4.
+__device__ inline void copy_async_4(void* shared, const void* global, bool valid = true) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;\n" ::"r"(shared_address(shared)),
+               "l"(global), "r"(valid ? 4 : 0)
                : "memory");
 }
 // The copies begun so far become a group.
@@ -200,14 +203,17 @@ __device__ void wait_copies() {
 template <int kRows, int kColumns, int kThreads>
 __device__ void copy_tile_async(const SharedTile<kColumns>& tile, const Bf16* matrix,
                                 int64_t row_stride, int64_t first, int64_t end) {
-  constexpr int kPieces = kRows * SharedTile<kColumns>::kPieces;
+  constexpr int kPieces = SharedTile<kColumns>::kPieces, kStep = kThreads / kPieces;
+  static_assert(kThreads % kPieces == 0, "a thread's pieces lie in one column");
+  const int column = threadIdx.x % kPieces * 8, first_row = threadIdx.x / kPieces;
+  const int rows = int(min(int64_t(kRows), end - first));
+  const Bf16* from = matrix + (first + first_row) * row_stride + column;
 #pragma unroll
-  for (int i = threadIdx.x; i < kPieces; i += kThreads) {
-    const int row = i / SharedTile<kColumns>::kPieces;
-    const int column = i % SharedTile<kColumns>::kPieces * 8;
-    const bool valid = first + row < end;
-    copy_async_16(tile.piece(row, column), matrix + (valid ? first + row : 0) * row_stride + column,
-                  valid);
+  for (int i = 0; i < (kRows + kStep - 1) / kStep; ++i) {
+    const int row = first_row + i * kStep;
+    if (kRows % kStep != 0 && row >= kRows) break;
+    copy_async_16(tile.piece(row, column), row < rows ? from : matrix, row < rows);
+    from += kStep * row_stride;
   }
 }
 
