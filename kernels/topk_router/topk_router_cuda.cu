@@ -269,6 +269,7 @@ __global__ void add_statistics_kernel(int X, int64_t count, const double* partia
   const int64_t b = blockIdx.x;
   for (int i = int(threadIdx.x); i < 2 * X + 1; i += int(blockDim.x)) {
     double sum = 0;
+#pragma unroll 16
     for (int64_t block = 0; block < count; ++block)
       sum += partial[(b * count + block) * (2 * X + 1) + i];
     float& to = i < X ? counts[b][i] : i < 2 * X ? mass[b][i - X] : z[b];
