@@ -101,7 +101,7 @@ struct BackwardRows {
   T* dz;
   float* partial_dweight;  // (blocks.count, E)
   int64_t dy_stride, x_stride, z_stride, dx_stride, dz_stride, partial_stride;
-  RowBlocks blocks;
+  int64_t rows;
   int W;
   float eps;
 
@@ -177,33 +177,35 @@ __global__ void __launch_bounds__(kMaxRowThreads)
   auto& sums = *reinterpret_cast<RowSums<2>*>(shared);
   char* const staging = shared + sizeof(RowSums<2>);
   const BackwardRows<T> a = all.of_group(blockIdx.y);
-  const int64_t begin = a.blocks.begin(blockIdx.x), end = a.blocks.end(blockIdx.x);
-  const auto begin_copy = [&](int64_t row) {
-    const BackwardSlot<T> slot(staging, int((row - begin) % kStages));
-    if (row < end) {
+  const auto begin_copy = [&](int64_t row, int stage) {
+    const BackwardSlot<T> slot(staging, stage);
+    if (row < a.rows) {
       Tile::copy_to(slot.z, a.z + row * a.z_stride, a.W);
       Tile::copy_to(slot.x, a.x + row * a.x_stride, a.W);
       Tile::copy_to(slot.dy, a.dy + row * a.dy_stride, a.W);
     }
     commit_copies();
   };
-  for (int stage = 0; stage < kStages; ++stage) begin_copy(begin + stage);
+  for (int stage = 0; stage < kStages; ++stage)
+    begin_copy(blockIdx.x + stage * int64_t(gridDim.x), stage);
   RowTile<float, kPieceWidth<T>> weight, dweight;
   weight.load(a.weight, a.W);
   dweight.fill(0);
-  for (int64_t row = begin; row < end; ++row) {
-    const BackwardSlot<T> slot(staging, int((row - begin) % kStages));
+  int turn = 0;
+  for (int64_t row = blockIdx.x; row < a.rows; row += gridDim.x, ++turn) {
+    const int stage = turn % kStages;
+    const BackwardSlot<T> slot(staging, stage);
     wait_copies<kStages - 1>();
     Tile dy, x, z;
     z.load_from(slot.z);
     x.load_from(slot.x);
     dy.load_from(slot.dy);
-    begin_copy(row + kStages);
+    begin_copy(row + kStages * int64_t(gridDim.x), stage);
     float totals[2] = {0, 0};
 #pragma unroll
     for (int i = 0; i < kRowValues; ++i)
       add_to_sums<kGate>(totals, dy[i], weight[i], x[i], silu(z[i]));
-    sums(row, totals);
+    sums(turn, totals);
     const GroupScale scale = scale_of(totals, a.W, a.eps);
 #pragma unroll
     for (int i = 0; i < kRowValues; ++i) {
@@ -223,8 +225,8 @@ template <class T, GateOrder kGate>
 __global__ void gated_rms_norm_backward_plain_kernel(BackwardRows<T> all) {
   __shared__ RowSums<2> sums;
   const BackwardRows<T> a = all.of_group(blockIdx.y);
-  const int64_t begin = a.blocks.begin(blockIdx.x), end = a.blocks.end(blockIdx.x);
-  for (int64_t row = begin; row < end; ++row) {
+  int turn = 0;
+  for (int64_t row = blockIdx.x; row < a.rows; row += gridDim.x, ++turn) {
     const T* const dy = a.dy + row * a.dy_stride;
     const T* const x = a.x + row * a.x_stride;
     const T* const z = a.z + row * a.z_stride;
@@ -233,7 +235,7 @@ __global__ void gated_rms_norm_backward_plain_kernel(BackwardRows<T> all) {
       add_to_sums<kGate>(totals, to_float(dy[i]), a.weight[i], to_float(x[i]),
                          silu(to_float(z[i])));
     }
-    sums(row, totals);
+    sums(turn, totals);
     const GroupScale scale = scale_of(totals, a.W, a.eps);
     for (int i = threadIdx.x; i < a.W; i += blockDim.x) {
       const float gate = to_float(z[i]);
@@ -242,7 +244,7 @@ __global__ void gated_rms_norm_backward_plain_kernel(BackwardRows<T> all) {
       a.dx[row * a.dx_stride + i] = from_float<T>(of.dx);
       a.dz[row * a.dz_stride + i] = from_float<T>(of.dz);
       float& partial = a.partial_dweight[blockIdx.x * a.partial_stride + i];
-      partial = (row == begin ? 0.0f : partial) + of.dweight;
+      partial = (turn == 0 ? 0.0f : partial) + of.dweight;
     }
   }
 }
@@ -313,7 +315,7 @@ void gated_rms_norm_backward(const Context& ctx, const GatedRmsNormBackward& arg
                                   .dx_stride = args.dx.row_stride,
                                   .dz_stride = args.dz.row_stride,
                                   .partial_stride = E,
-                                  .blocks = blocks,
+                                  .rows = blocks.rows,
                                   .W = int(W),
                                   .eps = float(args.eps)};
     const int64_t staging = kStages * kRowValues * row_threads(W) * BackwardSlot<T>::kBytes;

@@ -9,7 +9,7 @@ namespace sluice::cuda {
 
 void gated_rms_norm_forward(const Context& ctx, const GatedRmsNormForward& args);
 
-// The rows of each block of the backward. A block works in one group.
+// How many blocks take turns with the rows of the backward. A block works in one group.
 inline RowBlocks gated_norm_row_blocks(int64_t rows, int64_t E, int64_t groups) {
   return RowBlocks(rows, std::max<int64_t>(1, row_blocks(E / groups, 16) / groups));
 }

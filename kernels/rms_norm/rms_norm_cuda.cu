@@ -2,10 +2,11 @@
 // branches of t bytes, the floor is rows * D * (2 r + 2 t) bytes forward with the residual add, and
 // rows * D * (t + 3 r [+ t for the rounded dx]) backward: every element is read or written once.
 //
-// A block owns whole rows, one after another, and holds a row in registers between the sum and the
-// scaling. The weight, and in the backward the block's share of dweight, stay in registers across
-// rows. Rows that cannot be read by 16 bytes, or wider than the registers, take the plain kernels,
-// which read rows twice.
+// Blocks take turns with the rows, so that all of them together sweep through memory in order: a
+// range of rows for each block was measurably slower. A block holds a row in registers between the
+// sum and the scaling. The weight, and in the backward the block's share of dweight, stay in
+// registers across rows. Rows that cannot be read by 16 bytes, or wider than the registers, take
+// the plain kernels, which read rows twice.
 //
 // R the dtype of the residual stream, T of the branches
 #include "kernels/device/column_sum.cuh"
@@ -107,7 +108,7 @@ struct BackwardRows {
   T* dx_rounded;           // optional
   float* partial_dweight;  // (blocks.count, D), with weight
   int64_t dy_stride, sum_stride, dsum_stride, dx_stride, dx_rounded_stride;
-  RowBlocks blocks;
+  int64_t rows;
   int D;
 };
 
@@ -140,17 +141,17 @@ __global__ void __launch_bounds__(kMaxRowThreads) rms_norm_backward_kernel(Backw
   extern __shared__ __align__(16) char shared[];
   auto& sums = *reinterpret_cast<RowSums<1>*>(shared);
   char* const staging = shared + sizeof(RowSums<1>);
-  const int64_t begin = a.blocks.begin(blockIdx.x), end = a.blocks.end(blockIdx.x);
-  const auto begin_copy = [&](int64_t row) {
-    const BackwardSlot<R, T> slot(staging, int((row - begin) % kStages));
-    if (row < end) {
+  const auto begin_copy = [&](int64_t row, int stage) {
+    const BackwardSlot<R, T> slot(staging, stage);
+    if (row < a.rows) {
       TileT::copy_to(slot.dy, a.dy + row * a.dy_stride, a.D);
       TileR::copy_to(slot.sum, a.sum + row * a.sum_stride, a.D);
       if (a.dsum != nullptr) TileR::copy_to(slot.dsum, a.dsum + row * a.dsum_stride, a.D);
     }
     commit_copies();
   };
-  for (int stage = 0; stage < kStages; ++stage) begin_copy(begin + stage);
+  for (int stage = 0; stage < kStages; ++stage)
+    begin_copy(blockIdx.x + stage * int64_t(gridDim.x), stage);
   RowTile<float, kWidth> weight, dweight;
   dweight.fill(0);
   if (a.weight != nullptr) {
@@ -158,9 +159,11 @@ __global__ void __launch_bounds__(kMaxRowThreads) rms_norm_backward_kernel(Backw
   } else {
     weight.fill(1);
   }
-  for (int64_t row = begin; row < end; ++row) {
+  int turn = 0;
+  for (int64_t row = blockIdx.x; row < a.rows; row += gridDim.x, ++turn) {
     const float rstd = a.rstd[row];
-    const BackwardSlot<R, T> slot(staging, int((row - begin) % kStages));
+    const int stage = turn % kStages;
+    const BackwardSlot<R, T> slot(staging, stage);
     wait_copies<kStages - 1>();
     TileT dy;
     TileR sum, dx;
@@ -171,11 +174,11 @@ __global__ void __launch_bounds__(kMaxRowThreads) rms_norm_backward_kernel(Backw
     } else {
       dx.fill(0);
     }
-    begin_copy(row + kStages);
+    begin_copy(row + kStages * int64_t(gridDim.x), stage);
     float dot[1] = {0};
 #pragma unroll
     for (int i = 0; i < kRowValues; ++i) dot[0] += weight[i] * dy[i] * sum[i];
-    sums(row, dot);
+    sums(turn, dot);
     const float mean = dot[0] * rstd / float(a.D);
     TileT rounded;
 #pragma unroll
@@ -197,15 +200,15 @@ __global__ void __launch_bounds__(kMaxRowThreads) rms_norm_backward_kernel(Backw
 template <class R, class T>
 __global__ void rms_norm_backward_plain_kernel(BackwardRows<R, T> a) {
   __shared__ RowSums<1> sums;
-  const int64_t begin = a.blocks.begin(blockIdx.x), end = a.blocks.end(blockIdx.x);
-  for (int64_t row = begin; row < end; ++row) {
+  int turn = 0;
+  for (int64_t row = blockIdx.x; row < a.rows; row += gridDim.x, ++turn) {
     const T* const dy = a.dy + row * a.dy_stride;
     const R* const sum = a.sum + row * a.sum_stride;
     const float rstd = a.rstd[row];
     float dot[1] = {0};
     for (int i = threadIdx.x; i < a.D; i += blockDim.x)
       dot[0] += (a.weight != nullptr ? a.weight[i] : 1.0f) * to_float(dy[i]) * to_float(sum[i]);
-    sums(row, dot);
+    sums(turn, dot);
     const float mean = dot[0] * rstd / float(a.D);
     for (int i = threadIdx.x; i < a.D; i += blockDim.x) {
       const float n = to_float(sum[i]) * rstd, gradient_of_y = to_float(dy[i]);
@@ -217,7 +220,7 @@ __global__ void rms_norm_backward_plain_kernel(BackwardRows<R, T> a) {
         a.dx_rounded[row * a.dx_rounded_stride + i] = from_float<T>(gradient);
       if (a.partial_dweight == nullptr) continue;
       float& partial = a.partial_dweight[blockIdx.x * int64_t(a.D) + i];
-      partial = (row == begin ? 0.0f : partial) + gradient_of_y * n;
+      partial = (turn == 0 ? 0.0f : partial) + gradient_of_y * n;
     }
   }
 }
@@ -276,7 +279,7 @@ void rms_norm_backward(const Context& ctx, const RmsNormBackward& args,
         .dsum_stride = args.dsum.row_stride,
         .dx_stride = args.dx.row_stride,
         .dx_rounded_stride = args.dx_rounded.row_stride,
-        .blocks = blocks,
+        .rows = blocks.rows,
         .D = int(D)};
     const int64_t staging = kStages * kRowValues * row_threads(D) * BackwardSlot<R, T>::kBytes;
     const bool tiled = D <= kMaxRowWidth && staging <= kMaxStaging &&

@@ -9,7 +9,7 @@ namespace sluice::cuda {
 
 void rms_norm_forward(const Context& ctx, const RmsNormForward& args);
 
-// The rows of each block of the backward.
+// How many blocks take turns with the rows of the backward.
 inline RowBlocks norm_row_blocks(int64_t rows, int64_t D) {
   return RowBlocks(rows, row_blocks(D, 16));
 }

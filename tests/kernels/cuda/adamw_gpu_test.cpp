@@ -73,10 +73,14 @@ TEST(AdamWGpuEdges, WritesRoundedValues) {
     AdamW args = arguments(side, {.n = n, .spans = {3, double(n), 0.1, 1}, .begin = begin});
     const TensorView all = side.normal({begin + n});
     args.rounded = all.columns(begin, {n});
-    const std::vector<double> before = side.download(args.rounded);
+    const auto elements = [&](TensorView view) {
+      view.row_stride = n;  // not the whole array's
+      return side.download(view);
+    };
+    const std::vector<double> before = elements(args.rounded);
     adamw(side.ctx(), args);
-    const std::vector<double> values = side.download(args.value);
-    const std::vector<double> rounded = side.download(args.rounded);
+    const std::vector<double> values = elements(args.value);
+    const std::vector<double> rounded = elements(args.rounded);
     for (int64_t i = 0; i < n; ++i)
       ASSERT_EQ(rounded[i], i < 3 ? before[i] : double(float(bf16(float(values[i]))))) << i;
   }
