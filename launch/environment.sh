@@ -8,3 +8,12 @@ if [ "$(id -u)" -eq 0 ]; then
   export OMPI_ALLOW_RUN_AS_ROOT=1
   export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 fi
+
+# The options of CMake by which the scripts build for GPUs: where there is one and nvcc, or where
+# SLUICE_CUDA is 1 (0: never).
+cuda_options=(-DSLUICE_WITH_CUDA=OFF)
+export PATH=$PATH:/usr/local/cuda/bin
+if [ "${SLUICE_CUDA:-}" = 1 ] ||
+  { [ -z "${SLUICE_CUDA:-}" ] && [ -e /dev/nvidia0 ] && command -v nvcc >/dev/null; }; then
+  cuda_options=(-DSLUICE_WITH_CUDA=ON)
+fi
