@@ -7,6 +7,7 @@
 
 #include "kernels/core/device_memory.h"
 #include "kernels/core/dispatch.h"
+#include "kernels/core/host_copy.h"
 #include "kernels/elementwise/elementwise.h"
 #include "kernels/gemm/gemm.h"
 #include "kernels/token_permute/token_permute.h"
@@ -142,16 +143,20 @@ std::unique_ptr<Moe::SavedTensors> Moe::route(const Context& ctx, const ConstTen
              .c = saved->logits.matrix(),
              .transpose_b = true});
   if (ctx.counting()) tape = nullptr;
-  if (tape != nullptr && !ctx.device.is_cpu()) fail_no_cuda("a routing tape");
   const bool dictated = tape != nullptr && tape->dictating();
-  if (dictated) tape->read(branch_index_, rows, saved->experts);
+  if (dictated) {
+    const HostCopy choices(saved->experts, ctx.stream, HostCopy::Content::unread);
+    tape->read(branch_index_, rows, choices.view());
+    choices.write_back();
+  }
   topk_router_forward(ctx, {.logits = saved->logits,
                             .bias = store_.optional_value(router_bias_),
                             .experts = saved->experts,
                             .weights = saved->weights,
                             .options = router_options(),
                             .chosen = dictated});
-  if (tape != nullptr && !dictated) tape->write(branch_index_, rows, saved->experts);
+  if (tape != nullptr && !dictated)
+    tape->write(branch_index_, rows, HostCopy(saved->experts, ctx.stream).view());
   return saved;
 }
 

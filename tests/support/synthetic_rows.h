@@ -32,9 +32,9 @@ inline int64_t count_synthetic_targets(const Config& config, int64_t step) {
   return count;
 }
 
-// One step of the engine on them.
+// One step of the engine on them. `routing` records or dictates the experts' choices.
 inline StepReport synthetic_step(StepEngine& engine, const Config& config, int64_t step,
-                                 double lr = 1e-2) {
+                                 double lr = 1e-2, RoutingTape* routing = nullptr) {
   int64_t i = 0;
   const auto next = [&] {
     const int64_t first = engine.first_row(i++);
@@ -44,8 +44,10 @@ inline StepReport synthetic_step(StepEngine& engine, const Config& config, int64
       batch.set_row(b, synthetic_row(config, step, first + b));
     return batch;
   };
-  return engine.step(
-      {.lr = lr, .targets = count_synthetic_targets(config, step), .next_batch = next});
+  return engine.step({.lr = lr,
+                      .targets = count_synthetic_targets(config, step),
+                      .next_batch = next,
+                      .routing = routing});
 }
 
 }  // namespace sluice::test
