@@ -5,6 +5,7 @@
 #include "kernels/device/dispatch.cuh"
 #include "kernels/device/elements.cuh"
 #include "kernels/device/launch.cuh"
+#include "kernels/device/swiglu.cuh"
 
 namespace sluice::cuda {
 
@@ -21,19 +22,16 @@ __device__ float relu(float x) { return x < 0 ? 0.0f : x; }
 
 template <Activation kKind>
 __device__ float activate(float x, float up) {
-  if constexpr (kKind == Activation::swiglu) return silu(x) * up;
+  if constexpr (kKind == Activation::swiglu) return swiglu(x, up);
   if constexpr (kKind == Activation::relu2) return relu(x) * relu(x);
   return x * normal_cdf(x);
 }
 
-struct Gradients {
-  float x, up;
-};
+// Of x and, where there is one, of up.
 template <Activation kKind>
-__device__ Gradients gradients(float dy, float x, float up) {
+__device__ SwigluGradients gradients(float dy, float x, float up) {
   if constexpr (kKind == Activation::swiglu) {
-    const float s = sigmoid(x);
-    return {dy * up * s * (1 + x * (1 - s)), dy * x * s};
+    return swiglu_gradients(dy, x, up);
   }
   if constexpr (kKind == Activation::relu2) return {dy * 2 * relu(x), 0};
   return {dy * (normal_cdf(x) + x * normal_pdf(x)), 0};
@@ -86,8 +84,8 @@ __global__ void __launch_bounds__(kThreads) activation_backward_kernel(BackwardR
     if constexpr (kKind == Activation::swiglu) up = Pieces::load(a.up + row * a.up_stride + column);
 #pragma unroll
     for (int i = 0; i < kWidth; ++i) {
-      const Gradients of = gradients<kKind>(dy[i], x[i], up[i]);
-      dx.set(i, of.x);
+      const SwigluGradients of = gradients<kKind>(dy[i], x[i], up[i]);
+      dx.set(i, of.gate);
       dup.set(i, of.up);
     }
     dx.store(a.dx + row * a.dx_stride + column);

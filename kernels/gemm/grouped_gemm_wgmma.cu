@@ -17,6 +17,7 @@
 #include "kernels/device/hopper.cuh"
 #include "kernels/device/launch.cuh"
 #include "kernels/gemm/grouped_product.cuh"
+#include "kernels/gemm/grouped_results.cuh"
 
 namespace sluice::cuda {
 
@@ -35,16 +36,34 @@ struct Barriers {
 };
 constexpr size_t kSharedBytes = size_t(kStages) * kStageBytes + sizeof(Barriers);
 
-// Blocks that share B, and tiles of a cluster.
-template <GroupedForm kForm>
-constexpr int kCluster = kForm == GroupedForm::inner ? 2 : 1;
-template <GroupedForm kForm>
-using Tiles = GroupedTiles<kForm, kCluster<kForm> * kRows, kColumns>;
+// A product whose rows or inner dimension are grouped, and its `kBlocks` blocks of a cluster, which
+// lie below each other and share B where the inner dimension is grouped, else lie side by side and
+// share A.
+template <GroupedForm kForm_, GroupedResult kResult_, int kBlocks_>
+struct Kind {
+  static constexpr GroupedForm kForm = kForm_;
+  static constexpr GroupedResult kResult = kResult_;
+  static constexpr int kBlocks = kBlocks_;
+  static constexpr bool kInner = kForm == GroupedForm::inner;
+  using Tiles =
+      GroupedTiles<kForm, kInner ? kBlocks * kRows : kRows, kInner ? kColumns : kBlocks * kColumns>;
+};
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 
 __device__ inline int slices_of(const GroupedTile& tile) {
   return int((tile.k_end - tile.k + kDepth - 1) / kDepth);
+}
+
+// This block's part of a cluster's tile.
+template <class K>
+__device__ GroupedTile own_part(GroupedTile tile) {
+  if (K::kInner) {
+    tile.m += cluster_rank() * kRows;
+  } else {
+    tile.n += cluster_rank() * kColumns;
+  }
+  return tile;
 }
 
 // Which of the stages is next, and how often all have been used.
@@ -58,58 +77,82 @@ struct Turn {
   }
 };
 
-// This block's part of one slice, asked for by one thread: its own A, its share of B for all.
-template <GroupedForm kForm>
+// This block's part of one slice, asked for by one thread: what it has alone, and its share, for
+// all, of what the cluster has in common.
+template <class K>
 __device__ void request(uint8_t* stage, SharedBarrier& full, const CUtensorMap& a,
-                        const CUtensorMap& b, const GroupedTile& tile, int64_t k) {
-  constexpr int kBlocks = kCluster<kForm>, kBoxes = kColumns / 64 / kBlocks;
-  constexpr uint16_t kAll = (1 << kBlocks) - 1;
+                        const CUtensorMap& b, const GroupedTile& tile, int64_t k, int64_t N) {
+  constexpr uint16_t kAll = (1 << K::kBlocks) - 1;
+  constexpr int kBoxesA = kRows / 64, kBoxesB = kColumns / 64;
   full.arrive_expecting(kStageBytes);
   const int rank = cluster_rank();
-  const int m = int(tile.m) + rank * kRows, n = int(tile.n), at = int(tile.k + k);
-  uint8_t* const to = stage + kABytes + rank * kBoxes * kBoxBytes;
-  const int first = n + rank * kBoxes * 64;
-  if constexpr (kForm == GroupedForm::inner) {
-    for (int box = 0; box < kRows / 64; ++box)
+  const int m = int(tile.m), n = int(tile.n), at = int(tile.k + k);
+  uint8_t* const to_b = stage + kABytes;
+  if constexpr (K::kInner) {
+    for (int box = 0; box < kBoxesA; ++box)
       copy_box(stage + box * kBoxBytes, a, full, m + box * 64, at, 0);
-  } else {
-    copy_box(stage, a, full, at, m, 0);
-  }
-  if constexpr (kForm == GroupedForm::rows_nk) {
-    copy_box(to, b, full, at, first, tile.group);
-  } else {
-    for (int box = 0; box < kBoxes; ++box) {
-      uint8_t* const to_box = to + box * kBoxBytes;
-      if constexpr (kForm == GroupedForm::rows_kn) {
-        copy_box(to_box, b, full, first + box * 64, at, tile.group);
-      } else {
-        copy_box_to_all(to_box, b, full, first + box * 64, at, 0, kAll);
-      }
+    for (int i = 0; i < kBoxesB / K::kBlocks; ++i) {
+      const int box = rank * (kBoxesB / K::kBlocks) + i;
+      copy_box_to_all(to_b + box * kBoxBytes, b, full, n + box * 64, at, 0, kAll);
     }
+    return;
+  }
+  if constexpr (K::kBlocks == 1) {
+    copy_box(stage, a, full, at, m, 0);
+  } else {
+    copy_box_to_all(stage + rank * kBoxBytes, a, full, at, m + rank * 64, 0, kAll);
+  }
+  if constexpr (K::kResult == GroupedResult::swiglu) {
+    copy_box(to_b, b, full, at, n / 2, tile.group);
+    copy_box(to_b + kBBytes / 2, b, full, at, n / 2 + int(N / 2), tile.group);
+  } else if constexpr (K::kForm == GroupedForm::rows_nk) {
+    copy_box(to_b, b, full, at, n, tile.group);
+  } else {
+    for (int box = 0; box < kBoxesB; ++box)
+      copy_box(to_b + box * kBoxBytes, b, full, n + box * 64, at, tile.group);
+  }
+}
+
+// The gates of this tile and what they gate, on their way to the L2 cache while it is made: one
+// thread asks for a part with every slice.
+__device__ inline void prefetch_part(const SwigluOperands& s, const GroupedTile& tile, int slice,
+                                     int slices) {
+  const int rows = int(min(int64_t(kRows), tile.m_end - tile.m));
+  const int columns = int(min(int64_t(kColumns), s.F - tile.n));
+  const int pieces = (rows + slices - 1) / slices;
+  for (int row = slice * pieces; row < min(rows, (slice + 1) * pieces); ++row) {
+    const Bf16* const gate = s.up + (tile.m + row) * s.up_stride + tile.n;
+    prefetch_bytes(gate, columns * int(sizeof(Bf16)));
+    prefetch_bytes(gate + s.F, columns * int(sizeof(Bf16)));
   }
 }
 
 // A cluster's first tile, and how many to the next.
-template <GroupedForm kForm>
+template <class K>
 __device__ int64_t first_tile() {
-  return blockIdx.x / kCluster<kForm>;
+  return blockIdx.x / K::kBlocks;
 }
-template <GroupedForm kForm>
+template <class K>
 __device__ int64_t tile_step() {
-  return gridDim.x / kCluster<kForm>;
+  return gridDim.x / K::kBlocks;
 }
 
-template <GroupedForm kForm>
+template <class K>
 __device__ void produce(uint8_t* stages, Barriers& barriers, const CUtensorMap& a,
-                        const CUtensorMap& b, const Tiles<kForm>& tiles) {
+                        const CUtensorMap& b, const typename K::Tiles& tiles,
+                        const SwigluOperands& swiglu) {
   Turn turn;
-  for (int64_t index = first_tile<kForm>(); index < tiles.count(); index += tile_step<kForm>()) {
-    const GroupedTile tile = tiles[index];
+  for (int64_t index = first_tile<K>(); index < tiles.count(); index += tile_step<K>()) {
+    const GroupedTile tile = own_part<K>(tiles[index]);
     if (tile.group < 0 || threadIdx.x % kWarp != 0) continue;
-    for (int slice = 0; slice < slices_of(tile); ++slice, turn.advance()) {
+    const int slices = slices_of(tile);
+    for (int slice = 0; slice < slices; ++slice, turn.advance()) {
       barriers.empty[turn.stage].wait(turn.parity ^ 1);
-      request<kForm>(stages + turn.stage * kStageBytes, barriers.full[turn.stage], a, b, tile,
-                     int64_t(slice) * kDepth);
+      request<K>(stages + turn.stage * kStageBytes, barriers.full[turn.stage], a, b, tile,
+                 int64_t(slice) * kDepth, tiles.p.N);
+      if constexpr (K::kResult == GroupedResult::swiglu_gradient) {
+        if (tile.n < swiglu.F) prefetch_part(swiglu, tile, slice, slices);
+      }
     }
   }
 }
@@ -128,9 +171,9 @@ __device__ inline void zero_rows(uint8_t* stage, int64_t first) {
   named_barrier(1, kThreadsHere);
 }
 
-template <GroupedForm kForm>
-__device__ void multiply(const uint8_t* stage, int consumer, bool add, float (&d)[128]) {
-  constexpr bool kAByK = kForm == GroupedForm::inner, kBByK = kForm != GroupedForm::rows_nk;
+template <class K>
+__device__ void multiply(const uint8_t* stage, int consumer, bool add, float (&d)[kSums]) {
+  constexpr bool kAByK = K::kInner, kBByK = K::kForm != GroupedForm::rows_nk;
   const uint8_t* const a = stage + consumer * kBoxBytes;
   const uint8_t* const b = stage + kABytes;
 #pragma unroll
@@ -141,117 +184,89 @@ __device__ void multiply(const uint8_t* stage, int consumer, bool add, float (&d
   }
 }
 
-// write(row, column, four values): two neighbouring lanes of a row exchange halves, so that a lane
-// has four neighbours and four lanes have 16 columns.
-template <class Write>
-__device__ void for_each_four(const float (&d)[128], const Write& write) {
-  const int lane = int(threadIdx.x) % kWarp;
-  const bool odd = lane % 2 != 0;
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const int row = int(threadIdx.x) % kWarpgroup / kWarp * 16 + lane / 4 + half * 8;
-#pragma unroll
-    for (int j = 0; j < kColumns / 8; j += 2) {
-      const float* const left = d + 4 * j + 2 * half;
-      const float* const right = left + 4;
-      const float x = __shfl_xor_sync(kFullWarp, odd ? left[0] : right[0], 1);
-      const float y = __shfl_xor_sync(kFullWarp, odd ? left[1] : right[1], 1);
-      const int column = 8 * (j + odd) + lane % 4 / 2 * 4;
-      write(row, column, odd ? float4{x, y, right[0], right[1]} : float4{left[0], left[1], x, y});
-    }
+template <class K>
+__device__ void write_tile(const float (&d)[kSums], const GroupedProduct& p,
+                           const SwigluOperands& swiglu, int64_t first, const GroupedTile& tile) {
+  if constexpr (K::kInner) {
+    add_sums(d, p, first, tile);
+  } else if constexpr (K::kResult == GroupedResult::swiglu) {
+    store_swiglu(d, p, swiglu, first, tile);
+  } else if constexpr (K::kResult == GroupedResult::swiglu_gradient) {
+    store_swiglu_gradient(d, swiglu, first, tile);
+  } else {
+    store_sums(d, p, first, tile);
   }
 }
 
-template <GroupedForm kForm>
-__device__ void write_tile(const float (&d)[128], const GroupedProduct& p, const GroupedTile& tile,
-                           int consumer) {
-  const int64_t first = tile.m + cluster_rank() * kRows + consumer * 64;
-  for_each_four(d, [&](int row, int column, float4 sum) {
-    const int64_t m = first + row, n = tile.n + column;
-    if (m >= tile.m_end || n >= p.N) return;
-    if constexpr (kForm == GroupedForm::inner) {
-      // Nobody else adds to this element: the order is that of the launches. The addition happens
-      // in the L2 cache, and nothing waits for the old value.
-      float* const c = static_cast<float*>(p.c) + tile.group * p.c_group + m * p.c_stride + n;
-      asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};\n" ::"l"(c),
-                   "f"(sum.x), "f"(sum.y), "f"(sum.z), "f"(sum.w)
-                   : "memory");
-    } else {
-      uint2* const c = reinterpret_cast<uint2*>(static_cast<Bf16*>(p.c) + m * p.c_stride + n);
-      if (p.beta != 0) {
-        const uint2 old = *c;
-        const float2 low = unpack_bf16(old.x), high = unpack_bf16(old.y);
-        sum = {sum.x + p.beta * low.x, sum.y + p.beta * low.y, sum.z + p.beta * high.x,
-               sum.w + p.beta * high.y};
-      }
-      *c = {pack_bf16(sum.x, sum.y), pack_bf16(sum.z, sum.w)};
-    }
-  });
-}
-
-template <GroupedForm kForm>
-__device__ void consume(uint8_t* stages, Barriers& barriers, const Tiles<kForm>& tiles) {
+template <class K>
+__device__ void consume(uint8_t* stages, Barriers& barriers, const typename K::Tiles& tiles,
+                        const SwigluOperands& swiglu) {
   const int consumer = int(threadIdx.x) / kWarpgroup - 1;
   const auto release = [&](int stage) {
     if (threadIdx.x % kWarp != 0) return;
-    if constexpr (kCluster<kForm> == 1) {
+    if constexpr (K::kBlocks == 1) {
       barriers.empty[stage].arrive();
     } else {
-      for (int rank = 0; rank < kCluster<kForm>; ++rank) barriers.empty[stage].arrive_at(rank);
+      for (int rank = 0; rank < K::kBlocks; ++rank) barriers.empty[stage].arrive_at(rank);
     }
   };
-  float d[128];
+  float d[kSums];
   Turn turn;
-  for (int64_t index = first_tile<kForm>(); index < tiles.count(); index += tile_step<kForm>()) {
-    const GroupedTile tile = tiles[index];
+  for (int64_t index = first_tile<K>(); index < tiles.count(); index += tile_step<K>()) {
+    const GroupedTile tile = own_part<K>(tiles[index]);
     if (tile.group < 0) continue;
     const int slices = slices_of(tile);
+    const int64_t first = tile.m + consumer * 64;
+    const bool any_row = first < tile.m_end;  // else the other warpgroup multiplies alone
     int last = 0;
     for (int slice = 0; slice < slices; ++slice, turn.advance()) {
       uint8_t* const stage = stages + turn.stage * kStageBytes;
       barriers.full[turn.stage].wait(turn.parity);
-      if constexpr (kForm == GroupedForm::inner) {
+      if constexpr (K::kInner) {
         const int64_t left = tile.k_end - tile.k - int64_t(slice) * kDepth;
         if (left < kDepth) zero_rows(stage, left);
       }
-      wgmma_fence();
-      multiply<kForm>(stage, consumer, slice > 0, d);
-      wgmma_commit();
-      wgmma_wait<1>();
+      if (any_row) {
+        wgmma_fence();
+        multiply<K>(stage, consumer, slice > 0, d);
+        wgmma_commit();
+        wgmma_wait<1>();
+      }
       if (slice > 0) release(last);  // the slice before this one has been read
       last = turn.stage;
     }
     wgmma_wait<0>();
     release(last);
-    write_tile<kForm>(d, tiles.p, tile, consumer);
+    if (any_row) write_tile<K>(d, tiles.p, swiglu, first, tile);
   }
 }
 
 #endif  // __CUDA_ARCH_FEAT_SM90_ALL
 
-template <GroupedForm kForm>
+template <class K>
 __global__ void __launch_bounds__(kThreads, 1)
     grouped_wgmma_kernel(const __grid_constant__ CUtensorMap a,
                          const __grid_constant__ CUtensorMap b,
-                         const __grid_constant__ GroupedProduct p) {
+                         const __grid_constant__ GroupedProduct p,
+                         const __grid_constant__ SwigluOperands swiglu) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   extern __shared__ __align__(1024) uint8_t stages[];
   Barriers& barriers = *reinterpret_cast<Barriers*>(stages + kStages * kStageBytes);
   if (threadIdx.x == 0) {
     for (int stage = 0; stage < kStages; ++stage) {
       barriers.full[stage].init(1);
-      barriers.empty[stage].init(kCluster<kForm> * kConsumers * kWarpgroup / kWarp);
+      barriers.empty[stage].init(K::kBlocks * kConsumers * kWarpgroup / kWarp);
     }
     fence_barriers();
   }
   cluster_barrier();
-  const Tiles<kForm> tiles(p);
+  const typename K::Tiles tiles(p);
   if (threadIdx.x < kWarpgroup) {
     fewer_registers<40>();
-    if (threadIdx.x < kWarp) produce<kForm>(stages, barriers, a, b, tiles);
+    if (threadIdx.x < kWarp) produce<K>(stages, barriers, a, b, tiles, swiglu);
   } else {
     more_registers<232>();
-    consume<kForm>(stages, barriers, tiles);
+    consume<K>(stages, barriers, tiles, swiglu);
   }
   __syncwarp();
   cluster_barrier();  // the other block may still write here, or arrive
@@ -292,23 +307,25 @@ int attribute_of_device(cudaDeviceAttr attribute) {
   return value;
 }
 
-template <GroupedForm kForm>
-void launch_wgmma(const Context& ctx, const char* name, const GroupedProduct& p) {
-  const bool inner = kForm == GroupedForm::inner, nk = kForm == GroupedForm::rows_nk;
-  const int64_t z = inner ? 1 : p.groups;
-  const CUtensorMap a = inner ? tensor_map(p.a, p.M, p.K, 1, p.a_stride, p.K * p.a_stride, kDepth)
-                              : tensor_map(p.a, p.K, p.M, 1, p.a_stride, p.M * p.a_stride, kRows);
-  const int64_t b_group = inner ? p.K * p.b_stride : p.b_group;
-  const CUtensorMap b = nk ? tensor_map(p.b, p.K, p.N, z, p.b_stride, b_group, kColumns)
+template <class K>
+void launch_wgmma(const Context& ctx, const char* name, const GroupedProduct& p,
+                  const SwigluOperands& swiglu = {}) {
+  constexpr bool nk = K::kForm == GroupedForm::rows_nk;
+  const int64_t z = K::kInner ? 1 : p.groups;
+  const CUtensorMap a =
+      K::kInner ? tensor_map(p.a, p.M, p.K, 1, p.a_stride, p.K * p.a_stride, kDepth)
+                : tensor_map(p.a, p.K, p.M, 1, p.a_stride, p.M * p.a_stride, kRows / K::kBlocks);
+  const int64_t b_group = K::kInner ? p.K * p.b_stride : p.b_group;
+  constexpr int kBoxes = K::kResult == GroupedResult::swiglu ? 2 : 1;
+  const CUtensorMap b = nk ? tensor_map(p.b, p.K, p.N, z, p.b_stride, b_group, kColumns / kBoxes)
                            : tensor_map(p.b, p.N, p.K, z, p.b_stride, b_group, kDepth);
-  const int64_t clusters =
-      std::min<int64_t>(Tiles<kForm>::bound(p),
-                        attribute_of_device(cudaDevAttrMultiProcessorCount) / kCluster<kForm>);
+  const int64_t clusters = std::min<int64_t>(
+      K::Tiles::bound(p), attribute_of_device(cudaDevAttrMultiProcessorCount) / K::kBlocks);
   launch_clusters(ctx, name,
-                  {.blocks = unsigned(clusters * kCluster<kForm>),
+                  {.blocks = unsigned(clusters * K::kBlocks),
                    .threads = kThreads,
                    .shared_bytes = kSharedBytes},
-                  kCluster<kForm>, grouped_wgmma_kernel<kForm>, a, b, p);
+                  K::kBlocks, grouped_wgmma_kernel<K>, a, b, p, swiglu);
 }
 
 bool fits(int64_t M, int64_t N, int64_t K) {
@@ -324,17 +341,57 @@ bool fits_grouped_wgmma(const GroupedGemmWeight& args) {
   return fits(args.a.dim(1), args.b.dim(1), args.a.dim(0));
 }
 
+bool fits_grouped_ffn(const GroupedUp& args) {
+  return args.kind == Activation::swiglu && args.rows.dtype == DType::bf16 && in_packs(args.rows) &&
+         in_packs(args.weights) && in_packs(args.up) && in_packs(args.hidden) &&
+         fits(args.rows.dim(0), args.up.dim(1), args.rows.dim(1));
+}
+bool fits_grouped_ffn(const GroupedDownBackward& args) {
+  return args.kind == Activation::swiglu && args.dout.dtype == DType::bf16 && in_packs(args.dout) &&
+         in_packs(args.weights) && in_packs(args.up) && in_packs(args.dup) &&
+         in_packs(args.hidden) && fits(args.dout.dim(0), args.hidden.dim(1), args.dout.dim(1));
+}
+
 void grouped_gemm_wgmma(const Context& ctx, const GroupedGemm& args) {
+  using Result = GroupedResult;
   const GroupedProduct product(args);
   if (args.transpose_weights) {
-    launch_wgmma<GroupedForm::rows_nk>(ctx, "grouped_gemm", product);
+    launch_wgmma<Kind<GroupedForm::rows_nk, Result::plain, 1>>(ctx, "grouped_gemm", product);
   } else {
-    launch_wgmma<GroupedForm::rows_kn>(ctx, "grouped_gemm", product);
+    launch_wgmma<Kind<GroupedForm::rows_kn, Result::plain, 1>>(ctx, "grouped_gemm", product);
   }
 }
 
 void grouped_gemm_weight_wgmma(const Context& ctx, const GroupedGemmWeight& args) {
-  launch_wgmma<GroupedForm::inner>(ctx, "grouped_gemm_weight", GroupedProduct(args));
+  launch_wgmma<Kind<GroupedForm::inner, GroupedResult::plain, 2>>(ctx, "grouped_gemm_weight",
+                                                                  GroupedProduct(args));
+}
+
+void grouped_up_wgmma(const Context& ctx, const GroupedUp& args) {
+  const GroupedProduct product(GroupedGemm{.a = args.rows,
+                                           .weights = args.weights,
+                                           .c = args.up,
+                                           .offsets = args.offsets,
+                                           .transpose_weights = true});
+  launch_wgmma<Kind<GroupedForm::rows_nk, GroupedResult::swiglu, 1>>(
+      ctx, "grouped_up", product,
+      {.hidden = pointer<Bf16>(args.hidden),
+       .hidden_stride = args.hidden.row_stride,
+       .F = args.hidden.dim(1)});
+}
+
+void grouped_down_backward_wgmma(const Context& ctx, const GroupedDownBackward& args) {
+  const GroupedProduct product(GroupedGemm{
+      .a = args.dout, .weights = args.weights, .c = args.hidden, .offsets = args.offsets});
+  launch_wgmma<Kind<GroupedForm::rows_kn, GroupedResult::swiglu_gradient, 1>>(
+      ctx, "grouped_down_backward", product,
+      {.up = pointer<Bf16>(args.up),
+       .up_stride = args.up.row_stride,
+       .dup = pointer<Bf16>(args.dup),
+       .dup_stride = args.dup.row_stride,
+       .hidden = pointer<Bf16>(args.hidden),
+       .hidden_stride = args.hidden.row_stride,
+       .F = args.hidden.dim(1)});
 }
 
 }  // namespace sluice::cuda

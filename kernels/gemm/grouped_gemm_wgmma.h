@@ -2,6 +2,7 @@
 #pragma once
 
 #include "kernels/gemm/gemm.h"
+#include "kernels/gemm/grouped_ffn.h"
 
 namespace sluice::cuda {
 
@@ -11,5 +12,11 @@ bool fits_grouped_wgmma(const GroupedGemmWeight& args);
 
 void grouped_gemm_wgmma(const Context& ctx, const GroupedGemm& args);
 void grouped_gemm_weight_wgmma(const Context& ctx, const GroupedGemmWeight& args);
+
+// SwiGLU in bf16, rows of whole 16 bytes, on a GPU of compute capability 9.0.
+bool fits_grouped_ffn(const GroupedUp& args);
+bool fits_grouped_ffn(const GroupedDownBackward& args);
+void grouped_up_wgmma(const Context& ctx, const GroupedUp& args);
+void grouped_down_backward_wgmma(const Context& ctx, const GroupedDownBackward& args);
 
 }  // namespace sluice::cuda

@@ -58,6 +58,23 @@ struct GroupedProduct {
         beta(1) {}
 };
 
+// What becomes of the sums of a product whose rows are grouped.
+enum class GroupedResult {
+  plain,            // C = sums + beta C
+  swiglu,           // C (rows, 2F) = sums: gate, then up; hidden = silu(gate) * up
+  swiglu_gradient,  // sums are the gradient of hidden (rows, F): what it is of gate and up goes to
+                    // dup; hidden is computed again. There is no C.
+};
+struct SwigluOperands {
+  const Bf16* up = nullptr;  // (rows, 2F): gate, then up
+  int64_t up_stride = 0;
+  Bf16* dup = nullptr;  // (rows, 2F)
+  int64_t dup_stride = 0;
+  Bf16* hidden = nullptr;  // (rows, F)
+  int64_t hidden_stride = 0;
+  int64_t F = 0;
+};
+
 // A tile of C: rows [m, m_end) as far as they are in the tile, columns from n on, sums over
 // [k, k_end).
 struct GroupedTile {

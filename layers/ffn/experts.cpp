@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "kernels/gemm/gemm.h"
+#include "kernels/gemm/grouped_ffn.h"
 #include "layers/initializers.h"
 #include "parallel/communicator.h"
 
@@ -38,14 +39,6 @@ Experts::Experts(const LayerBuild& build, const ExpertsSpec& spec)
                      uniform(out_bound), flags);
 }
 
-void Experts::activate(const Context& ctx, const ConstTensorView& up,
-                       const TensorView& hidden) const {
-  activation_forward(ctx, {.kind = activation_,
-                           .x = up.columns(0, {F_}),
-                           .up = up_width_ == F_ ? ConstTensorView{} : up.columns(F_, {F_}),
-                           .y = hidden});
-}
-
 void Experts::project_up(const Context& ctx, const ConstTensorView& rows,
                          const ConstTensorView& offsets, const TensorView& up) const {
   grouped_gemm(ctx, {.a = rows,
@@ -56,8 +49,12 @@ void Experts::project_up(const Context& ctx, const ConstTensorView& rows,
 }
 
 void Experts::forward(const Context& ctx, const Forward& io) const {
-  project_up(ctx, io.rows, io.offsets, io.up);
-  activate(ctx, io.up, io.hidden);
+  grouped_up(ctx, {.kind = activation_,
+                   .rows = io.rows,
+                   .weights = store_.value(up_),
+                   .offsets = io.offsets,
+                   .up = io.up,
+                   .hidden = io.hidden});
   grouped_gemm(ctx, {.a = io.hidden,
                      .weights = store_.value(down_),
                      .c = io.out,
@@ -67,24 +64,20 @@ void Experts::forward(const Context& ctx, const Forward& io) const {
 
 // The activation is computed again.
 void Experts::backward(const Context& ctx, const Backward& io) const {
-  const TensorView& hidden = io.hidden;
-  const TensorView& dup = io.dup;
-  activate(ctx, io.up, hidden);
+  grouped_down_backward(ctx, {.kind = activation_,
+                              .dout = io.gradient,
+                              .weights = store_.value(down_),
+                              .offsets = io.offsets,
+                              .up = io.up,
+                              .dup = io.dup,
+                              .hidden = io.hidden});
   grouped_gemm_weight(
-      ctx, {.a = io.gradient, .b = hidden, .weights = store_.grad(down_), .offsets = io.offsets});
+      ctx,
+      {.a = io.gradient, .b = io.hidden, .weights = store_.grad(down_), .offsets = io.offsets});
+  grouped_gemm_weight(
+      ctx, {.a = io.dup, .b = io.rows, .weights = store_.grad(up_), .offsets = io.offsets});
   grouped_gemm(
-      ctx, {.a = io.gradient, .weights = store_.value(down_), .c = hidden, .offsets = io.offsets});
-  const bool gated = up_width_ != F_;
-  activation_backward(ctx, {.kind = activation_,
-                            .dy = hidden,
-                            .x = io.up.columns(0, {F_}),
-                            .up = gated ? io.up.columns(F_, {F_}) : ConstTensorView{},
-                            .dx = dup.columns(0, {F_}),
-                            .dup = gated ? dup.columns(F_, {F_}) : TensorView{}});
-  grouped_gemm_weight(ctx,
-                      {.a = dup, .b = io.rows, .weights = store_.grad(up_), .offsets = io.offsets});
-  grouped_gemm(ctx,
-               {.a = dup, .weights = store_.value(up_), .c = io.gradient, .offsets = io.offsets});
+      ctx, {.a = io.dup, .weights = store_.value(up_), .c = io.gradient, .offsets = io.offsets});
 }
 
 }  // namespace sluice

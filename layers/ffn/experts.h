@@ -52,8 +52,6 @@ class Experts {
                   const TensorView& up) const;
 
  private:
-  void activate(const Context& ctx, const ConstTensorView& up, const TensorView& hidden) const;
-
   ParameterStore& store_;
   Activation activation_;
   int64_t X_, F_, up_width_;

@@ -1,6 +1,6 @@
 // moe: router, sort, experts with SwiGLU, and back; dropless.
-#include "kernels/activation/activation.h"
 #include "kernels/gemm/gemm.h"
+#include "kernels/gemm/grouped_ffn.h"
 #include "kernels/token_permute/token_permute.h"
 #include "kernels/topk_router/topk_router.h"
 #include "tests/bench/cases.h"
@@ -12,7 +12,6 @@ class Moe final : public Workload {
  public:
   Moe(const Target& target, const MoeShape& s)
       : Workload(target),
-        F_(s.F),
         options_{.top_k = s.k},
         x_(uniform({1, s.T, s.D})),
         router_(stat_uniform({s.X, s.D}, 0.05)),
@@ -32,7 +31,6 @@ class Moe final : public Workload {
         dy_(uniform({1, s.T, s.D})),
         drows_(zeros({s.T * s.k, s.D})),
         dgate_up_(zeros({s.T * s.k, 2 * s.F})),
-        dhidden_(zeros({s.T * s.k, s.F})),
         dx_(zeros({1, s.T, s.D})),
         dweights_(stat_zeros({1, s.T, s.k})),
         dlogits_(stat_zeros({1, s.T, s.X})),
@@ -46,12 +44,9 @@ class Moe final : public Workload {
         ctx, {.logits = logits_, .experts = experts_, .weights = weights_, .options = options_});
     token_index(ctx, {.experts = experts_, .slot = slot_, .source = source_, .offsets = offsets_});
     token_permute_forward(ctx, {.x = x_, .source = source_, .offsets = offsets_, .rows = rows_});
-    grouped_gemm(ctx, {.a = rows_,
-                       .weights = up_,
-                       .c = gate_up_,
-                       .offsets = offsets_,
-                       .transpose_weights = true});
-    activation_forward(ctx, {.x = gate(gate_up_), .up = up(gate_up_), .y = hidden_});
+    grouped_up(
+        ctx,
+        {.rows = rows_, .weights = up_, .offsets = offsets_, .up = gate_up_, .hidden = hidden_});
     grouped_gemm(ctx, {.a = hidden_,
                        .weights = down_,
                        .c = out_,
@@ -67,15 +62,15 @@ class Moe final : public Workload {
                                    .weights = weights_,
                                    .drows = drows_,
                                    .dweights = dweights_});
-    grouped_gemm(ctx, {.a = drows_, .weights = down_, .c = dhidden_, .offsets = offsets_});
+    grouped_down_backward(ctx, {.dout = drows_,
+                                .weights = down_,
+                                .offsets = offsets_,
+                                .up = gate_up_,
+                                .dup = dgate_up_,
+                                .hidden = hidden_});
     grouped_gemm_weight(ctx, {.a = drows_, .b = hidden_, .weights = ddown_, .offsets = offsets_});
-    activation_backward(ctx, {.dy = dhidden_,
-                              .x = gate(gate_up_),
-                              .up = up(gate_up_),
-                              .dx = gate(dgate_up_),
-                              .dup = up(dgate_up_)});
-    grouped_gemm(ctx, {.a = dgate_up_, .weights = up_, .c = drows_, .offsets = offsets_});
     grouped_gemm_weight(ctx, {.a = dgate_up_, .b = rows_, .weights = dup_, .offsets = offsets_});
+    grouped_gemm(ctx, {.a = dgate_up_, .weights = up_, .c = drows_, .offsets = offsets_});
     token_permute_backward(ctx, {.drows = drows_, .slot = slot_, .dx = dx_});
     topk_router_backward(ctx, {.dweights = dweights_,
                                .logits = logits_,
@@ -88,14 +83,10 @@ class Moe final : public Workload {
   }
 
  private:
-  TensorView gate(const TensorView& gate_up) const { return gate_up.columns(0, {F_}); }
-  TensorView up(const TensorView& gate_up) const { return gate_up.columns(F_, {F_}); }
-
-  int64_t F_;
   RouterOptions options_;
   TensorView x_, router_, up_, down_, logits_, experts_, weights_, slot_, source_, offsets_, rows_,
-      gate_up_, hidden_, out_, y_, dy_, drows_, dgate_up_, dhidden_, dx_, dweights_, dlogits_,
-      drouter_, dup_, ddown_;
+      gate_up_, hidden_, out_, y_, dy_, drows_, dgate_up_, dx_, dweights_, dlogits_, drouter_, dup_,
+      ddown_;
 };
 
 }  // namespace

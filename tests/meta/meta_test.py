@@ -29,7 +29,8 @@ ARROWS = {
 KERNEL_ARROWS = {
     "kernels/core": set(),
     "kernels/device": {"kernels/core"},
-    "kernels/gemm": {"kernels/core", "kernels/device"},
+    # Products of experts with the activation between them.
+    "kernels/gemm": {"kernels/core", "kernels/device", "kernels/activation"},
     # The states that enter every chunk, in one pass where the device can.
     "kernels/chunk_state": {"kernels/core", "kernels/device", "kernels/gemm",
                             "kernels/state_passing"},

@@ -1,0 +1,184 @@
+// What one warpgroup does with its 64 x 256 sums of a grouped product. In the registers of wgmma
+// four neighbouring lanes have two columns each of every eight; here they exchange them, rounded to
+// bf16, so that a lane reads and writes 16 bytes: of a row, four lanes have 64 bytes.
+#pragma once
+
+#include "kernels/device/mma.cuh"
+#include "kernels/device/swiglu.cuh"
+#include "kernels/gemm/grouped_product.cuh"
+
+namespace sluice::cuda {
+
+// A warpgroup's accumulators: warp w of the four has rows 16 w on, and in them d[4 j] to d[4 j + 3]
+// belong to columns 8 j on (see wgmma_64x256).
+constexpr int kSums = 128;
+
+// Two bf16 numbers a word: eight columns of a row.
+struct Eight {
+  uint32_t words[4];
+
+  __device__ static Eight load(const Bf16* from) {
+    const uint4 all = *reinterpret_cast<const uint4*>(from);
+    return {{all.x, all.y, all.z, all.w}};
+  }
+  __device__ void store(Bf16* to) const {
+    *reinterpret_cast<uint4*>(to) = {words[0], words[1], words[2], words[3]};
+  }
+};
+
+// From lane q of four neighbours having word q of blocks 0 to 3, to its having block q.
+__device__ inline Eight transpose_four(Eight own) {
+  uint32_t(&w)[4] = own.words;
+#pragma unroll
+  for (int bit = 1; bit <= 2; bit *= 2) {
+    const bool upper = (threadIdx.x & bit) != 0;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (i & bit) continue;
+      uint32_t &low = w[i], &high = w[i | bit];
+      const uint32_t other = __shfl_xor_sync(kFullWarp, upper ? low : high, bit);
+      (upper ? low : high) = other;
+    }
+  }
+  return own;
+}
+
+// Columns 8 (j + q) to 8 (j + q) + 7 for the q-th lane of four, j a multiple of 4. half 0: row r of
+// the warp's 16, half 1: row r + 8; r = lane / 4.
+__device__ inline Eight eight_of(const float (&d)[kSums], int j, int half) {
+  Eight own;
+#pragma unroll
+  for (int i = 0; i < 4; ++i)
+    own.words[i] = pack_bf16(d[4 * (j + i) + 2 * half], d[4 * (j + i) + 2 * half + 1]);
+  return transpose_four(own);
+}
+
+// The first of a lane's eight columns, and its row in the warpgroup's 64.
+__device__ inline int column_of(int j) { return 8 * (j + int(threadIdx.x) % 4); }
+__device__ inline int row_of(int half) {
+  return int(threadIdx.x) % 128 / kWarp * 16 + int(threadIdx.x) % kWarp / 4 + 8 * half;
+}
+
+// A function of neighbouring columns, number by number.
+template <class Function>
+__device__ uint32_t map_word(const Function& function) {
+  return pack_bf16(function(0), function(1));
+}
+__device__ inline float part(uint32_t word, int i) {
+  const float2 both = unpack_bf16(word);
+  return i == 0 ? both.x : both.y;
+}
+
+// C = sums + beta C: added in f32 to the sum already rounded, as if the product had been stored.
+__device__ inline void store_sums(const float (&d)[kSums], const GroupedProduct& p, int64_t first,
+                                  const GroupedTile& tile) {
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int64_t m = first + row_of(half);
+    Bf16* const c = static_cast<Bf16*>(p.c) + m * p.c_stride;
+#pragma unroll
+    for (int j = 0; j < kSums / 4; j += 4) {
+      Eight sums = eight_of(d, j, half);
+      const int64_t n = tile.n + column_of(j);
+      if (m >= tile.m_end || n >= p.N) continue;
+      if (p.beta != 0) {
+        const Eight old = Eight::load(c + n);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          sums.words[i] = map_word(
+              [&](int at) { return part(sums.words[i], at) + p.beta * part(old.words[i], at); });
+        }
+      }
+      sums.store(c + n);
+    }
+  }
+}
+
+// Of a tile whose first 128 columns are gates, the others what they gate. hidden is made of the
+// rounded ones, which the backward reads.
+__device__ inline void store_swiglu(const float (&d)[kSums], const GroupedProduct& p,
+                                    const SwigluOperands& s, int64_t first,
+                                    const GroupedTile& tile) {
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int64_t m = first + row_of(half);
+    Bf16* const c = static_cast<Bf16*>(p.c) + m * p.c_stride;
+#pragma unroll
+    for (int j = 0; j < kSums / 8; j += 4) {
+      const Eight gate = eight_of(d, j, half), up = eight_of(d, j + kSums / 8, half);
+      const int64_t n = tile.n / 2 + column_of(j);
+      if (m >= tile.m_end || n >= s.F) continue;
+      Eight hidden;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        hidden.words[i] = map_word(
+            [&](int at) { return swiglu(part(gate.words[i], at), part(up.words[i], at)); });
+      }
+      gate.store(c + n);
+      up.store(c + s.F + n);
+      hidden.store(s.hidden + m * s.hidden_stride + n);
+    }
+  }
+}
+
+__device__ inline void store_swiglu_gradient(const float (&d)[kSums], const SwigluOperands& s,
+                                             int64_t first, const GroupedTile& tile) {
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int64_t m = first + row_of(half);
+    const Bf16* const up_row = s.up + m * s.up_stride;
+    Bf16* const dup_row = s.dup + m * s.dup_stride;
+#pragma unroll
+    for (int j = 0; j < kSums / 4; j += 4) {
+      const Eight dhidden = eight_of(d, j, half);
+      const int64_t n = tile.n + column_of(j);
+      if (m >= tile.m_end || n >= s.F) continue;
+      const Eight gate = Eight::load(up_row + n), up = Eight::load(up_row + s.F + n);
+      Eight dgate, dup, hidden;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        SwigluGradients of[2];
+#pragma unroll
+        for (int at = 0; at < 2; ++at) {
+          of[at] = swiglu_gradients(part(dhidden.words[i], at), part(gate.words[i], at),
+                                    part(up.words[i], at));
+        }
+        dgate.words[i] = pack_bf16(of[0].gate, of[1].gate);
+        dup.words[i] = pack_bf16(of[0].up, of[1].up);
+        hidden.words[i] = map_word(
+            [&](int at) { return swiglu(part(gate.words[i], at), part(up.words[i], at)); });
+      }
+      dgate.store(dup_row + n);
+      dup.store(dup_row + s.F + n);
+      hidden.store(s.hidden + m * s.hidden_stride + n);
+    }
+  }
+}
+
+// f32, added to C. Nobody else adds to these elements: the order is that of the launches. The
+// addition happens in the L2 cache, and nothing waits for the old value.
+__device__ inline void add_sums(const float (&d)[kSums], const GroupedProduct& p, int64_t first,
+                                const GroupedTile& tile) {
+  const bool odd = threadIdx.x % 2 != 0;
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int64_t m = first + row_of(half);
+    float* const c = static_cast<float*>(p.c) + tile.group * p.c_group + m * p.c_stride;
+#pragma unroll
+    for (int j = 0; j < kSums / 4; j += 2) {
+      // Two neighbouring lanes exchange halves, so that each has four neighbouring columns.
+      const float* const left = d + 4 * j + 2 * half;
+      const float* const right = left + 4;
+      const float x = __shfl_xor_sync(kFullWarp, odd ? left[0] : right[0], 1);
+      const float y = __shfl_xor_sync(kFullWarp, odd ? left[1] : right[1], 1);
+      const float4 sum = odd ? float4{x, y, right[0], right[1]} : float4{left[0], left[1], x, y};
+      const int64_t n = tile.n + 8 * (j + odd) + int(threadIdx.x) % 4 / 2 * 4;
+      if (m >= tile.m_end || n >= p.N) continue;
+      asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};\n" ::"l"(c + n),
+                   "f"(sum.x), "f"(sum.y), "f"(sum.z), "f"(sum.w)
+                   : "memory");
+    }
+  }
+}
+
+}  // namespace sluice::cuda
