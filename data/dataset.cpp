@@ -148,9 +148,10 @@ Batch::Row EvalRows::row(int64_t row) {
   return make_row(*store_, segments, seq_len_, store_->header().end_of_document);
 }
 
-Batch EvalRows::batch(int64_t first_row, int64_t num_rows, SequenceShard shard) {
+Batch EvalRows::batch(int64_t first_row, int64_t num_rows, SequenceShard shard, int64_t end_row) {
   Batch batch(first_row, num_rows, seq_len_, shard);
-  for (int64_t i = 0; i < num_rows; ++i) batch.set_row(i, row(first_row + i));
+  for (int64_t i = 0; i < num_rows; ++i)
+    batch.set_row(i, row(first_row + i < end_row ? first_row + i : num_rows_));
   return batch;
 }
 

@@ -9,6 +9,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <map>
 #include <span>
 #include <vector>
@@ -76,7 +77,9 @@ class EvalRows {
   EvalRows(TokenStore& store, int64_t seq_len);
 
   int64_t num_rows() const { return num_rows_; }
-  Batch batch(int64_t first_row, int64_t num_rows, SequenceShard shard = {});
+  // Rows from `end_row` on, and behind the store's end, are padding without a target.
+  Batch batch(int64_t first_row, int64_t num_rows, SequenceShard shard = {},
+              int64_t end_row = std::numeric_limits<int64_t>::max());
 
   int64_t num_targets() const;  // tokens that are predicted, end marks included
   // Tokens that are predicted and are no end marks. With a byte tokenizer these are bytes: bits per

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <numeric>
 
+#include "kernels/core/device_memory.h"
 #include "kernels/elementwise/elementwise.h"
 
 namespace sluice {
@@ -172,7 +173,11 @@ TokenRoutes TokenExchange::routes(const Context& ctx, const ConstTensorView& all
     const std::vector<int32_t> counts = even_load(entries, group_.size(), experts_);
     return route_tokens(counts, group_.size(), group_.rank(), receive_factor_);
   }
-  const std::span<const int32_t> counts(all.as<int32_t>(), all.numel());
+  SLUICE_CHECK(all.packed(), "counts of all ranks are packed");
+  std::vector<int32_t> counts(all.numel());
+  copy_bytes(counts.data(), kCpu, all.data, ctx.device, counts.size() * sizeof(int32_t),
+             ctx.stream);
+  ctx.stream.sync();
   return route_tokens(counts, group_.size(), group_.rank(), receive_factor_);
 }
 
@@ -233,7 +238,7 @@ TokenExchange::Ticket TokenExchange::begin_return(const Context& ctx, const Toke
 }
 
 void TokenExchange::finish(const Context& ctx, const Ticket& ticket) const {
-  ticket.event.wait();
+  ticket.event.order(ctx.stream);
   copy_blocks(ctx, ticket.blocks, ticket.from, ticket.to);
 }
 

@@ -13,9 +13,9 @@
 // travels in further rounds: a rank takes its arrivals, source after source, a buffer at a time.
 // The number of rounds follows from the counts, so that all ranks know it.
 //
-// The counts are read by the host, once a layer and micro-batch. In counting mode there are none:
-// the load is taken as even, which is the expected traffic. Buffers have their bound in either
-// mode.
+// The counts are read by the host, which waits for a GPU's, once a layer and micro-batch. In
+// counting mode there are none: the load is taken as even, which is the expected traffic. Buffers
+// have their bound in either mode.
 #pragma once
 
 #include <cstdint>
@@ -65,8 +65,8 @@ class TokenExchange {
   // Some load may need more than one round: then buffers for it must be there.
   bool may_overflow() const { return receive_factor_ < group_.size(); }
 
-  // counts (X) i32 of this rank's rows -> all (n, X) i32, whose event is waited for before
-  // routes().
+  // counts (X) i32 of this rank's rows -> all (n, X) i32, whose event the stream is ordered after
+  // before routes().
   Event begin_counts(const ConstTensorView& counts, const TensorView& all) const;
   // `entries`: of this rank, for counting mode.
   TokenRoutes routes(const Context& ctx, const ConstTensorView& all, int64_t entries) const;

@@ -26,10 +26,10 @@ class Round {
         own_(all_.columns(ranks.rank() * kColumns, {kColumns})) {}
 
   void clear() { zero(ctx_, own_); }
-  // Rows [first, first + count) if there are that many, on this rank.
+  // Rows [first, first + count), on this rank; those from `end` on are padding.
   void evaluate_part(const Model& model, EvalRows& rows, const Mesh& mesh, int64_t first,
-                     int64_t count) {
-    Batch batch = rows.batch(first, count, {mesh.at().cp, mesh.shape().cp});
+                     int64_t count, int64_t end) {
+    Batch batch = rows.batch(first, count, {mesh.at().cp, mesh.shape().cp}, end);
     const double targets = double(batch.num_targets());
     batch_.load(ctx_, std::move(batch));
     model.evaluate(ctx_, batch_.input(), own_.columns(kLoss, {1}));
@@ -74,13 +74,10 @@ EvaluationResult evaluate(const Context& ctx, const Model& model, TokenStore& st
   for (int64_t batch = 0; batch < batches; batch += dp) {
     const int64_t first = (batch + mesh.at().dp) * options.micro_batch;
     round.clear();
-    if (first < num_rows) {
-      round.evaluate_part(model, rows, mesh, first,
-                          std::min(options.micro_batch, num_rows - first));
-    } else if (mesh.shape().ep > 1) {
-      // The others need this rank's experts: a row behind the store's end, without a target.
-      round.evaluate_part(model, rows, mesh, rows.num_rows(), 1);
-    }
+    // The others need this rank's experts, and experts with a capacity as many rows of every rank.
+    const int64_t count =
+        mesh.shape().ep > 1 ? options.micro_batch : std::min(options.micro_batch, num_rows - first);
+    if (count > 0) round.evaluate_part(model, rows, mesh, first, count, num_rows);
     const std::vector<double> found = round.gather();
     for (int rank = 0; rank < ranks.size(); ++rank) {
       loss += found[rank * Round::kColumns + Round::kLoss];

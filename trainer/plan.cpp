@@ -1,6 +1,9 @@
 #include "trainer/plan.h"
 
 #include <fmt/format.h>
+
+#include <algorithm>
+
 #include "kernels/core/device_memory.h"
 #include "trainer/step_engine.h"
 
@@ -20,10 +23,16 @@ std::string gib(int64_t bytes) {
   return fmt::format("{:10.3f} GiB", double(bytes) / double(1 << 30));
 }
 
-// Bytes over every group, and what experts may add: a rank that gets all tokens of its group, or
-// sends all of its own away, moves up to as many times the even share as the group has ranks.
-void read_traffic(const Mesh& mesh, const Config& config, Plan& plan) {
-  const bool routed = plan.stack.find(Moe::kLetter) != std::string::npos;
+bool is_dropless(const BranchConfig& branch) {
+  const MoeConfig* const moe = std::get_if<MoeConfig>(&branch.config);
+  return moe != nullptr && moe->capacity_factor == 0;
+}
+
+// Bytes over every group, and what experts without a capacity may add: a rank that gets all tokens
+// of its group, or sends all of its own away, moves up to as many times the even share as the group
+// has ranks.
+void read_traffic(const Mesh& mesh, const Config& config, const Model& model, Plan& plan) {
+  const bool routed = std::any_of(model.branches().begin(), model.branches().end(), is_dropless);
   for (const Mesh::Group& group : mesh.groups()) {
     int64_t bytes = 0;
     for (int verb = 0; verb < kNumVerbs; ++verb) bytes += group.group->traffic(Verb(verb)).sent;
@@ -61,7 +70,7 @@ Plan plan_without_remedy(const Config& config, int world) {
   engine.count_step();
   plan.stack = stack_letters(engine.model().branches());
   plan.exchanges = engine.model().exchanges();
-  read_traffic(mesh, config, plan);
+  read_traffic(mesh, config, engine.model(), plan);
   engine.count_evaluation();
   const ParameterStore& store = engine.store();
   const Model& model = engine.model();

@@ -1,27 +1,80 @@
 // D model, F hidden width, U width of the up projection
 #include "layers/ffn/distributed_experts.h"
 
-#include <algorithm>
-
-#include "kernels/core/dispatch.h"
+#include "kernels/core/device_memory.h"
 
 namespace sluice {
 
 DistributedExperts::DistributedExperts(const Experts& experts, Communicator& group,
                                        int64_t num_experts, double receive_factor)
-    : experts_(experts), exchange_(group, num_experts, receive_factor) {}
+    : experts_(experts),
+      exchange_(group, num_experts, receive_factor),
+      slots_(group, num_experts) {}
 
 // (X + 1) i64, in scratch.
 TensorView DistributedExperts::offsets_of(const Context& ctx, const TokenRound& round) const {
   const TensorView offsets = ctx.scratch->alloc({int64_t(round.offsets.size())}, DType::i64);
   if (ctx.counting()) return offsets;
-  if (!ctx.device.is_cpu()) fail_no_cuda("DistributedExperts");
-  std::copy(round.offsets.begin(), round.offsets.end(), offsets.as<int64_t>());
+  copy_bytes(offsets.data, ctx.device, round.offsets.data(), kCpu,
+             round.offsets.size() * sizeof(int64_t), ctx.stream);
   return offsets;
+}
+
+// Rows of a group's length and no more: the rest of the buffers holds anything.
+void DistributedExperts::forward_in_slots(const Context& ctx, const TensorView& rows,
+                                          const TensorView& out, Tape& tape,
+                                          const std::function<void()>& meanwhile) const {
+  const DType dtype = rows.dtype;
+  const int64_t room = slots_.room(tape.slots), D = rows.dim(1);
+  tape.rows = ctx.saved->alloc({room, D}, dtype);
+  tape.up = ctx.saved->alloc({room, experts_.up_width()}, dtype);
+  const ArenaScope scope(*ctx.scratch);
+  {
+    const ArenaScope dispatch_scope(*ctx.scratch);
+    const SlotExchange::Ticket ticket = slots_.begin_dispatch(ctx, tape.slots, rows);
+    meanwhile();
+    slots_.finish_dispatch(ctx, tape.slots, ticket, tape.rows);
+  }
+  const TensorView results = ctx.scratch->alloc({room, D}, dtype);
+  {
+    const ArenaScope experts_scope(*ctx.scratch);
+    experts_.forward(ctx, {.rows = tape.rows,
+                           .offsets = tape.slots.offsets,
+                           .up = tape.up,
+                           .hidden = ctx.scratch->alloc({room, experts_.hidden()}, dtype),
+                           .out = results});
+  }
+  slots_.finish_return(ctx, tape.slots, slots_.begin_return(ctx, tape.slots, results), out);
+}
+
+void DistributedExperts::backward_in_slots(const Context& ctx, const TensorView& gradient,
+                                           const Tape& tape,
+                                           const std::function<void()>& meanwhile) const {
+  const DType dtype = gradient.dtype;
+  const int64_t room = slots_.room(tape.slots);
+  const ArenaScope scope(*ctx.scratch);
+  const TensorView dgrouped = ctx.scratch->alloc({room, gradient.dim(1)}, dtype);
+  {
+    const ArenaScope dispatch_scope(*ctx.scratch);
+    const SlotExchange::Ticket ticket = slots_.begin_dispatch(ctx, tape.slots, gradient);
+    meanwhile();
+    slots_.finish_dispatch(ctx, tape.slots, ticket, dgrouped);
+  }
+  {
+    const ArenaScope experts_scope(*ctx.scratch);
+    experts_.backward(ctx, {.rows = tape.rows,
+                            .offsets = tape.slots.offsets,
+                            .up = tape.up,
+                            .hidden = ctx.scratch->alloc({room, experts_.hidden()}, dtype),
+                            .dup = ctx.scratch->alloc({room, experts_.up_width()}, dtype),
+                            .gradient = dgrouped});
+  }
+  slots_.finish_return(ctx, tape.slots, slots_.begin_return(ctx, tape.slots, dgrouped), gradient);
 }
 
 void DistributedExperts::forward(const Context& ctx, const TensorView& rows, const TensorView& out,
                                  Tape& tape, const std::function<void()>& meanwhile) const {
+  if (tape.slots.slots > 0) return forward_in_slots(ctx, rows, out, tape, meanwhile);
   const DType dtype = rows.dtype;
   const int64_t room = tape.routes.room, D = rows.dim(1);
   tape.rows = ctx.saved->alloc({room, D}, dtype);
@@ -58,6 +111,7 @@ void DistributedExperts::forward(const Context& ctx, const TensorView& rows, con
 void DistributedExperts::backward(const Context& ctx, const TensorView& gradient, const Tape& tape,
                                   const std::function<void(const TensorView&)>& sort_rows,
                                   const std::function<void()>& meanwhile) const {
+  if (tape.slots.slots > 0) return backward_in_slots(ctx, gradient, tape, meanwhile);
   const DType dtype = gradient.dtype;
   const int64_t room = tape.routes.room, D = gradient.dim(1), U = experts_.up_width();
   const ArenaScope scope(*ctx.scratch);

@@ -98,7 +98,7 @@ RouterOptions Moe::router_options() const {
           .topk_group = config_.topk_group};
 }
 
-// Entries that an expert takes from a row; 0: all.
+// Entries that an expert takes from a row; kDropless: all.
 int64_t Moe::capacity(const Rows& rows) const {
   const double mean = double(rows.row_tokens * config_.top_k) / double(X_);
   return int64_t(std::ceil(config_.capacity_factor * mean));
@@ -224,8 +224,8 @@ void Moe::index(const Context& ctx, int64_t capacity, SavedTensors& saved) const
 }
 
 // saved.out, and `meanwhile`: while tokens travel, if they do.
-void Moe::experts_forward(const Context& ctx, const FromRanks& from_ranks, SavedTensors& saved,
-                          const Action& meanwhile) const {
+void Moe::experts_forward(const Context& ctx, const FromRanks& from_ranks, int64_t capacity,
+                          SavedTensors& saved, const Action& meanwhile) const {
   const int64_t entries = saved.experts.numel();
   const DType dtype = saved.x.dtype;
   saved.out = ctx.saved->alloc({entries, D_}, dtype);
@@ -234,13 +234,19 @@ void Moe::experts_forward(const Context& ctx, const FromRanks& from_ranks, Saved
   const TensorView rows = ctx.scratch->alloc({entries, D_}, dtype);
   Event counted;
   if (distributed_ && !from_ranks.filled) {
-    counted = distributed_->exchange().begin_counts(saved.kept, from_ranks.expert_counts);
+    counted = distributed_->begin_counts(saved.kept, from_ranks.expert_counts);
   }
   token_permute_forward(
       ctx, {.x = saved.x, .source = saved.source, .offsets = saved.offsets, .rows = rows});
   if (distributed_) {
-    counted.wait();
-    saved.tape.routes = distributed_->exchange().routes(ctx, from_ranks.expert_counts, entries);
+    counted.order(ctx.stream);
+    if (capacity > 0) {
+      const int64_t slots = saved.x.dim(0) * std::min(capacity, saved.x.dim(1));
+      distributed_->route_slots(ctx, slots, saved.offsets, saved.kept, from_ranks.expert_counts,
+                                saved.tape);
+    } else {
+      distributed_->route(ctx, from_ranks.expert_counts, entries, saved.tape);
+    }
     distributed_->forward(ctx, rows, saved.out, saved.tape, meanwhile);
     return;
   }
@@ -267,7 +273,7 @@ std::unique_ptr<Saved> Moe::forward(const Context& ctx, const Rows& rows,
   std::unique_ptr<SavedTensors> saved = route(ctx, io.x, rows, io.routing);
   count_choices(ctx, rows, from_others, io.statistics, *saved);
   index(ctx, capacity(rows), *saved);
-  experts_forward(ctx, from_others, *saved, [&] {
+  experts_forward(ctx, from_others, capacity(rows), *saved, [&] {
     if (shared_) saved->shared = shared_->forward(ctx, rows, {.x = io.x, .y = io.y});
   });
   combine(ctx, *saved, io.y);
@@ -350,8 +356,8 @@ void Moe::step(const Context& ctx, const LayerStep& io) const {
   rows.rows = io.x.dim(0);
   const FromRanks from_others = from_ranks(ctx, rows, nullptr);
   const std::unique_ptr<SavedTensors> saved = route(ctx, io.x.reshape(as_row), rows, nullptr);
-  index(ctx, /*capacity=*/0, *saved);
-  experts_forward(ctx, from_others, *saved, [&] {
+  index(ctx, kDropless, *saved);
+  experts_forward(ctx, from_others, kDropless, *saved, [&] {
     if (shared_) shared_->step(ctx, {.x = io.x, .y = io.y});
   });
   combine(ctx, *saved, io.y.reshape(as_row));

@@ -9,7 +9,8 @@
 // Nothing depends on the layout. Over groups.experts the experts are cut and tokens travel
 // (distributed_experts.h), while the shared expert is computed. Over groups.sequence one small
 // gather tells every rank the choices of whole rows: the balance loss is of a row, and with a
-// capacity a token competes with all that come before it in the row.
+// capacity a token competes with all that come before it in the row. With a capacity all ranks of
+// groups.experts bring as many rows, and what travels has a fixed shape.
 #pragma once
 
 #include <functional>
@@ -94,6 +95,8 @@ class Moe final : public Layer {
   double flops_per_token(int64_t row_tokens) const override;
 
  private:
+  static constexpr int64_t kDropless = 0;  // a capacity
+
   struct SavedTensors;
   struct FromRanks;
   using Action = std::function<void()>;
@@ -103,8 +106,8 @@ class Moe final : public Layer {
   void count_choices(const Context& ctx, const Rows& rows, const FromRanks& from_ranks,
                      const StatisticsSink* statistics, SavedTensors& saved) const;
   void index(const Context& ctx, int64_t capacity, SavedTensors& saved) const;
-  void experts_forward(const Context& ctx, const FromRanks& from_ranks, SavedTensors& saved,
-                       const Action& meanwhile) const;
+  void experts_forward(const Context& ctx, const FromRanks& from_ranks, int64_t capacity,
+                       SavedTensors& saved, const Action& meanwhile) const;
   void combine(const Context& ctx, const SavedTensors& saved, const TensorView& y) const;
   void experts_backward(const Context& ctx, const SavedTensors& saved, const LayerBackward& io,
                         const TensorView& dlogits, const Action& meanwhile) const;

@@ -21,7 +21,8 @@ MACROS = {"SLUICE_CHECK", "SLUICE_DCHECK", "CUDA_CHECK", "NCCL_CHECK", "MPI_CHEC
 # Folder -> folders whose headers it may include, beside its own. kernels/<op> is a case of its own.
 ARROWS = {
     "data": {"kernels/core"},
-    "parallel": {"kernels/core", "kernels/state_passing", "kernels/elementwise"},
+    "parallel": {"kernels/core", "kernels/state_passing", "kernels/elementwise",
+                 "kernels/token_slots"},
     "layers": {"parallel", "kernels"},
     "trainer": {"layers", "data", "parallel", "kernels"},
     "tests": {"trainer", "layers", "data", "parallel", "kernels"},

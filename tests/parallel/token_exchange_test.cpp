@@ -1,9 +1,11 @@
 #include "parallel/token_exchange.h"
 
+#include <algorithm>
 #include <cmath>
 #include <numeric>
 
 #include "parallel/planned_communicator.h"
+#include "parallel/slot_exchange.h"
 #include "tests/parallel/backends.h"
 #include "tests/support/tensors.h"
 
@@ -265,6 +267,45 @@ TEST_P(Exchange, PlansAnEvenLoad) {
     const int64_t n = group.size();
     EXPECT_EQ(expected[1], n == 1 ? 0 : X * 4);                              // counts
     EXPECT_EQ(expected[5], n == 1 ? 0 : 2 * entries * (n - 1) / n * D * 4);  // rows, both ways
+  });
+}
+
+// The same rows by fixed slots, of which nothing but the fullest expert's load must be known.
+void there_and_back_in_slots(Communicator& group, const Load& load, int64_t local,
+                             int64_t spare_slots) {
+  TestContext test_context(size_t{1} << 16);
+  const Context& ctx = test_context;
+  const int64_t X = group.size() * local;
+  SortedRows sorted(group, load, X);
+  const std::vector<int32_t> counts = all_counts(load, group.size(), X);
+  const int64_t slots =
+      std::max<int64_t>(1, *std::max_element(counts.begin(), counts.end())) + spare_slots;
+  Tensor all({group.size(), X}, DType::i32), offsets({X + 1}, DType::i64);
+  TokenExchange(group, X, 1).begin_counts(sorted.counts, all).wait();
+  offsets.set(0, 0);
+  for (int64_t e = 0; e < X; ++e) offsets.set(e + 1, offsets.get(e) + sorted.counts.get(e));
+
+  const SlotExchange exchange(group, X);
+  const SlotExchange::Route route = exchange.route(ctx, slots, offsets, sorted.counts, all);
+  Tensor grouped({exchange.room(route), SortedRows::D}, DType::f32);
+  const ArenaScope scope(*ctx.scratch);
+  exchange.finish_dispatch(ctx, route, exchange.begin_dispatch(ctx, route, sorted.rows), grouped);
+  const int64_t* const groups = route.offsets.as<int64_t>();
+  apply_experts(std::vector<int64_t>(groups, groups + local + 1), group.rank() * local, grouped);
+  exchange.finish_return(ctx, route, exchange.begin_return(ctx, route, grouped), sorted.back);
+  sorted.expect_back();
+}
+
+TEST_P(Exchange, RowsInSlotsReachTheirExpertsAndComeBack) {
+  run([](Communicator& group) {
+    for (const NamedLoad& load : loads()) {
+      for (const int64_t local : {1, 3}) {
+        for (const int64_t spare : {0, 2}) {
+          SCOPED_TRACE(concat(load.name, ", ", local, " experts here, ", spare, " slots to spare"));
+          there_and_back_in_slots(group, load.load, local, spare);
+        }
+      }
+    }
   });
 }
 

@@ -135,6 +135,17 @@ TEST(Plan, WireBytesOfExpertsAreExpectedAndBounded) {
   }
 }
 
+// An expert has its places on the wire whatever the load.
+TEST(Plan, WireBytesOfExpertsWithACapacityAreExact) {
+  TinyRun tiny("ME");
+  std::get<MoeConfig>(tiny.config.model.sections).capacity_factor = 1;
+  for (const MeshShape& shape : {MeshShape{2, 2, 1}, {4, 2, 1}, {2, 2, 2}}) {
+    const Config config = with_parallel(tiny.config, shape, 1);
+    expect_planned_exactly(config, shape, false);
+    EXPECT_TRUE(make_plan(config, shape.world()).wire_bytes_bound.empty());
+  }
+}
+
 TEST(Plan, NamesTheMeshAndWhatBranchesExchange) {
   const TinyRun tiny("M*E");
   const Plan plan = make_plan(with_parallel(tiny.config, {2, 2, 2}, 1), 4);
