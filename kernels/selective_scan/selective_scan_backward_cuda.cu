@@ -1,18 +1,17 @@
-// The backward. A warp walks over its tokens in reverse, a block of kBlock at a time: it runs the
-// block forwards from a kept state, leaving h of every token in shared memory, and then backwards.
+// The backward. The threads of a channel run a span forwards from its kept state, leaving h of
+// every token in shared memory, and then backwards.
 #include <type_traits>
 
-#include "kernels/device/mma.cuh"
-#include "kernels/selective_scan/selective_scan_cuda.cuh"
+#include "kernels/selective_scan/selective_scan_walk.cuh"
 
 namespace sluice::cuda {
 
 namespace {
 
-constexpr int kBlock = 16;  // tokens whose states are in shared memory at once
 constexpr int kSums = 2 * kStates;
 constexpr int kReduceThreads = 256;
-static_assert(kSpan == 2 * kBlock && kStates == 16, "the tiles of a warp are laid out for these");
+constexpr int kGroup = kMmaN;  // tokens whose sums over channels are taken at once
+static_assert(kStates == kMmaM && 2 * kWarpChannels == kMmaK, "the tiles of a warp are for these");
 
 template <class T>
 struct BackwardOutput {
@@ -25,442 +24,397 @@ struct BackwardOutput {
   ScanColumns<float> parameters;                  // a row a piece and sum
   ScanColumns<float> sum_y, sum_dinput, sum_ddt;  // over blocks of states, if there are several
   bool first, last;                               // of those blocks
-
-  __device__ BackwardOutput of_channel(int e) const {
-    BackwardOutput out = *this;
-    out.du = du.from(e), out.ddelta = ddelta.from(e), out.dz = dz.from(e), out.y = y.from(e);
-    out.sum_y = sum_y.from(e), out.sum_dinput = sum_dinput.from(e), out.sum_ddt = sum_ddt.from(e);
-    return out;
-  }
+  bool wide, wide_BC;                             // whether activations move by 16 bytes; B and C
 };
 
-// h before the block and after each of its tokens, of a warp's channels: kBlock + 1 slots. Later a
+// h before the span and after each of its tokens, of a warp's channels: kSpan + 1 slots. Later a
 // slot takes the gradient of h, and after that the token's kSums sums over channels. In bf16 a slot
-// is an operand of tensor cores; the recurrence itself stays in f32 registers.
+// is an operand of tensor cores; the recurrence itself stays in f32 registers. Slots are 16 bytes
+// longer than their states: so the sums of several tokens meet all banks.
 template <class T>
 class History;
 
 template <>
 class History<Bf16> {
  public:
-  static constexpr int kSlot = kWarp * kStates;
+  static constexpr int kSlot = kWarpChannels * kStates * 2 + 16;  // bytes
+  static constexpr int kBytes = (kSpan + 1) * kSlot;
+  using Packed = uint2;
 
-  __device__ explicit History(void* data) : data_(static_cast<Bf16*>(data)) {}
-  __device__ SharedTile<kStates> tile(int slot) const { return {data_ + slot * kSlot}; }
+  __device__ explicit History(char* data)
+      : data_(data),
+        own_(data + place(threadIdx.x % kWarp / kLanes, threadIdx.x % kLanes * kOwn)) {}
   __device__ float* sums(int slot) const { return reinterpret_cast<float*>(data_ + slot * kSlot); }
-
-  __device__ void store(int slot, const float (&h)[kStates]) const {
-#pragma unroll
-    for (int n = 0; n < kStates; n += 8) {
-      *reinterpret_cast<uint4*>(tile(slot).piece(threadIdx.x % kWarp, n)) = {
-          pack_bf16(h[n], h[n + 1]), pack_bf16(h[n + 2], h[n + 3]), pack_bf16(h[n + 4], h[n + 5]),
-          pack_bf16(h[n + 6], h[n + 7])};
-    }
+  __device__ void store(int slot, const float (&h)[kOwn]) const {
+    *reinterpret_cast<uint2*>(own_ + slot * kSlot) = {pack_bf16(h[0], h[1]), pack_bf16(h[2], h[3])};
   }
-  struct Packed {
-    uint4 eights[kStates / 8];
-  };
-  __device__ Packed load_packed(int slot) const {
+  __device__ Packed load(int slot) const {
+    return *reinterpret_cast<const uint2*>(own_ + slot * kSlot);
+  }
+  __device__ static void unpack(const Packed& packed, float (&h)[kOwn]) {
+    const float2 low = unpack_bf16(packed.x), high = unpack_bf16(packed.y);
+    h[0] = low.x, h[1] = low.y, h[2] = high.x, h[3] = high.y;
+  }
+  // States x (channels of `slot`, then of the next): an operand.
+  __device__ FragmentA transposed(int slot) const {
     const int lane = threadIdx.x % kWarp;
-    return {*reinterpret_cast<const uint4*>(tile(slot).piece(lane, 0)),
-            *reinterpret_cast<const uint4*>(tile(slot).piece(lane, 8))};
-  }
-  __device__ static void unpack(const Packed& packed, float (&h)[kStates]) {
-#pragma unroll
-    for (int n = 0; n < kStates; n += 8) {
-      const uint4& eight = packed.eights[n / 8];
-      const uint32_t words[4] = {eight.x, eight.y, eight.z, eight.w};
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const float2 two = unpack_bf16(words[i]);
-        h[n + 2 * i] = two.x, h[n + 2 * i + 1] = two.y;
-      }
-    }
+    FragmentA a;
+    ldmatrix_x4_transposed(a.words,
+                           reinterpret_cast<const Bf16*>(data_ + (slot + lane / 16) * kSlot +
+                                                         place(lane % 8, lane / 8 % 2 * 8)));
+    return a;
   }
 
  private:
-  Bf16* data_;
+  // Pieces of 16 bytes are permuted so that ldmatrix meets all banks.
+  __device__ static int place(int channel, int state) {
+    return channel * kStates * 2 + ((state / 8) ^ (channel / 4 & 1)) * 16 + state % 8 * 2;
+  }
+  char *data_, *own_;
 };
 
 template <>
 class History<float> {
  public:
-  static constexpr int kSlot = kWarp * kStates;
+  static constexpr int kSlot = kWarpChannels * kStates * 4 + 16;
+  static constexpr int kBytes = (kSpan + 1) * kSlot;
+  using Packed = float4;
 
-  __device__ explicit History(void* data) : data_(static_cast<float*>(data)) {}
-  __device__ float* sums(int slot) const { return data_ + slot * kSlot; }
-
-  __device__ void store(int slot, const float (&h)[kStates]) const {
-#pragma unroll
-    for (int n = 0; n < kStates; n += 4) *piece(slot, n) = {h[n], h[n + 1], h[n + 2], h[n + 3]};
+  __device__ explicit History(char* data)
+      : data_(data), own_(data + threadIdx.x % kWarp * sizeof(float4)) {}
+  __device__ float* sums(int slot) const { return reinterpret_cast<float*>(data_ + slot * kSlot); }
+  __device__ void store(int slot, const float (&h)[kOwn]) const {
+    *reinterpret_cast<float4*>(own_ + slot * kSlot) = {h[0], h[1], h[2], h[3]};
   }
-  struct Packed {
-    float4 fours[kStates / 4];
-  };
-  __device__ Packed load_packed(int slot) const {
-    return {*piece(slot, 0), *piece(slot, 4), *piece(slot, 8), *piece(slot, 12)};
+  __device__ Packed load(int slot) const {
+    return *reinterpret_cast<const float4*>(own_ + slot * kSlot);
   }
-  __device__ static void unpack(const Packed& packed, float (&h)[kStates]) {
-#pragma unroll
-    for (int n = 0; n < kStates; n += 4) {
-      const float4& four = packed.fours[n / 4];
-      h[n] = four.x, h[n + 1] = four.y, h[n + 2] = four.z, h[n + 3] = four.w;
-    }
+  __device__ static void unpack(const Packed& four, float (&h)[kOwn]) {
+    h[0] = four.x, h[1] = four.y, h[2] = four.z, h[3] = four.w;
   }
 
  private:
-  // Pieces of 16 bytes are permuted so that eight lanes meet all banks.
-  __device__ float4* piece(int slot, int n) const {
-    const int lane = threadIdx.x % kWarp;
-    return reinterpret_cast<float4*>(data_ + slot * kSlot + lane * kStates) +
-           ((n / 4) ^ (lane / 2 % 4));
-  }
-  float* data_;
+  char *data_, *own_;
 };
 
-// What the way back needs of a block's tokens, beside the states.
-struct BlockScalars {
-  float* data;  // (4, kBlock, threads of the block)
-
-  __device__ float& dt(int token, int thread) const { return at(0, token, thread); }
-  __device__ float& u(int token, int thread) const { return at(1, token, thread); }
-  __device__ float& dsum(int token, int thread) const { return at(2, token, thread); }
-  __device__ float& slope(int token, int thread) const { return at(3, token, thread); }
-
- private:
-  __device__ float& at(int which, int token, int thread) const {
-    return data[(which * kBlock + token) * blockDim.x + thread];
-  }
+// A block's shared memory; the warps' histories follow.
+struct BackwardRoom {
+  SpanBC bc;
+  SpanPairs pairs;  // dt and dt u; behind the walk the gradients of dt u and, through decays, of dt
+  SpanFloats dsum;  // gradient of the sum over n of C h
+  SpanFloats sum;   // that sum
+  float dt_bias[kMaxWidth], D[kMaxWidth];
 };
+static_assert(sizeof(BackwardRoom) % 16 == 0, "histories are aligned to 16 bytes");
 
 template <class T>
 size_t shared_bytes(int64_t width) {
-  return 2 * sizeof(SpanBC) + width * (4 * kBlock * sizeof(float)) +
-         width * (kBlock + 1) * kStates * sizeof(T);
+  return sizeof(BackwardRoom) + width / kWarpChannels * History<T>::kBytes;
 }
 
-// Lane i gets the sum over the warp of values[i], in values[0]. Every step halves the values and
-// adds over pairs of lanes.
-template <int kHalf = kWarp / 2>
-__device__ void transposed_sums(float (&values)[kWarp]) {
-  const bool upper = threadIdx.x & kHalf;
-#pragma unroll
-  for (int i = 0; i < kHalf; ++i) {
-    const float sent = upper ? values[i] : values[i + kHalf];
-    const float kept = upper ? values[i + kHalf] : values[i];
-    values[i] = kept + __shfl_xor_sync(kFullWarp, sent, kHalf);
+// What a cell needs of its span.
+template <class T>
+struct BackwardCell {
+  Eight<T> u, delta, z, dy;
+  bool start;
+
+  __device__ void load(const ScanInput<T>& in, const ScanBlock& block, const ScanCell& cell,
+                       int span, bool wide) {
+    const int present = cell.present_in(span * kSpan, block.end);
+    const int t = span * kSpan + cell.token, row = block.row + t;
+    u.load(in.u.at(row, cell.e), present, wide);
+    delta.load(in.delta.at(row, cell.e), present, wide, kNoDelta);
+    if (in.z) z.load(in.z.at(row, cell.e), present, wide);
+    dy.load(in.dy.at(row, cell.e), present, wide);
+    start = present > 0 && *in.doc_begin.at(block.b, t) == t;
   }
-  if constexpr (kHalf > 1) transposed_sums<kHalf / 2>(values);
-}
-
-// A block of tokens of one span.
-struct TokenBlock {
-  const SpanBC& bc;
-  unsigned starts;  // of the span's tokens
-  int first;        // token within the span
-  int count;
-  int row;  // of the first token
-
-  __device__ bool start(int i) const { return starts >> (first + i) & 1; }
 };
 
-template <class T, bool kSeveral>
+// The walk of one thread of a channel.
+template <class T>
 struct BackwardWalk {
-  const ScanInput<T>& in;
-  const BackwardOutput<T> out;  // of this thread's channel, as the next four
-  const ScanColumns<const T> u, delta, z, dy;
-  const ScanThread me;
-  const ScanChannel channel;
-  const BlockScalars scalars;
+  const ScanWalker me;
+  const SpanBC& bc;
+  const SpanPairs::Column steps;
+  const SpanFloats::Column dsums, sums;
   const History<T> history;
-  float carried[kStates];  // gradient of h through the tokens behind
-  float dA[kStates] = {};  // sum of dt times the gradient of the decay's exponent
-  float ddt_bias = 0, dD = 0;
+  float carried[kOwn] = {};  // gradient of h through the tokens behind
+  float dA[kOwn] = {};       // sum of dt times the gradient of the decay's exponent
 
-  // From h before the block to h behind it, without a trace.
-  __device__ void skip(const TokenBlock& block, float (&h)[kStates]) const {
-    ScanTokens<T> next_u, next_delta;
-    const auto load = [&](int first) {
-      next_u.load(u, block.row + first, block.row + block.count);
-      next_delta.load(delta, block.row + first, block.row + block.count, kNoDelta);
-    };
-    load(0);
-    for (int first = 0; first < kBlock; first += kScanAhead) {
-      const ScanTokens<T> now_u = next_u, now_delta = next_delta;
-      load(first + kScanAhead);
-#pragma unroll
-      for (int i = 0; i < kScanAhead; ++i) {
-        const float dt = ScanStep(now_delta[i] + channel.dt_bias).dt;
-        advance_states(channel, block.bc, block.first + first + i, dt, now_u[i],
-                       block.start(first + i), h);
-      }
-    }
-  }
-
-  __device__ void run_forwards(const TokenBlock& block, float (&h)[kStates]) const {
-    ScanTokens<T> next_u, next_delta, next_z, next_dy;
-    const auto load = [&](int first) {
-      const int row = block.row + first, end = block.row + block.count;
-      next_u.load(u, row, end), next_delta.load(delta, row, end, kNoDelta);
-      next_z.load(z, row, end), next_dy.load(dy, row, end);
-    };
-    load(0);
+  __device__ void run_forwards(float (&h)[kOwn]) const {
     history.store(0, h);
-    for (int first = 0; first < kBlock; first += kScanAhead) {
-      const ScanTokens<T> now_u = next_u, now_delta = next_delta, now_z = next_z, now_dy = next_dy;
-      load(first + kScanAhead);
-#pragma unroll
-      for (int i = 0; i < kScanAhead; ++i) {
-        const int token = first + i;
-        const ScanStep step(now_delta[i] + channel.dt_bias);
-        advance_states(channel, block.bc, block.first + token, step.dt, now_u[i],
-                       block.start(token), h);
-        history.store(token + 1, h);
-        const float sum = dot_C(block.bc, block.first + token, h);
-        const float dsum = gate(block.row + token, sum, now_u[i], now_z[i], now_dy[i],
-                                me.active && token < block.count);
-        // Threads without a channel of their own must not add to sums over channels.
-        scalars.dt(token, threadIdx.x) = step.dt;
-        scalars.u(token, threadIdx.x) = me.active ? now_u[i] : 0;
-        scalars.dsum(token, threadIdx.x) = me.active ? dsum : 0;
-        scalars.slope(token, threadIdx.x) = step.slope;
-      }
-    }
-  }
-
-  // Through y = sum * silu(z): writes dz and y if the token is present, returns the gradient of the
-  // sum.
-  __device__ float gate(int row, float sum, float u, float z, float dy, bool present) const {
-    const float s = in.z ? sigmoid(z) : 1, silu = in.z ? z * s : 1;
-    if (kSeveral && !out.first && present) sum += *out.sum_y.at(row);
-    if (kSeveral && !out.last) {
-      if (present) *out.sum_y.at(row) = sum;
-      return dy * silu;
-    }
-    sum = fmaf(channel.D, u, sum);
-    const T dz = from_float<T>(dy * sum * s * fmaf(z, 1 - s, 1)), y = from_float<T>(sum * silu);
-    if (present && out.dz) *out.dz.at(row) = dz;
-    if (present && out.y) *out.y.at(row) = y;
-    return dy * silu;
-  }
-
-  // What the way back reads of a token.
-  struct Kept {
-    float dt, u, dsum, slope;
-    typename History<T>::Packed before;
-  };
-  __device__ Kept kept_of(int token) const {
-    return {scalars.dt(token, threadIdx.x), scalars.u(token, threadIdx.x),
-            scalars.dsum(token, threadIdx.x), scalars.slope(token, threadIdx.x),
-            history.load_packed(token)};
-  }
-
-  __device__ void run_backwards(const TokenBlock& block) {
-    Kept next = kept_of(kBlock - 1);
 #pragma unroll 2
-    for (int token = kBlock - 1; token >= 0; --token) {
-      const Kept now = next;
-      next = kept_of(max(token - 1, 0));  // before this token's gradients are stored
-      const float decay_dt = ScanChannel::decay_dt(now.dt, block.start(token));
-      float B[kStates], C[kStates], before[kStates], dh[kStates];
-      block.bc.B(block.first + token, B);
-      block.bc.C(block.first + token, C);
-      History<T>::unpack(now.before, before);
-      float dinput[2] = {0, 0}, ddt[2] = {0, 0};
+    for (int first = 0; first < kSpan; first += kLanes) {
+      float products[kLanes];
 #pragma unroll
-      for (int n = 0; n < kStates; ++n) {
-        dh[n] = fmaf(C[n], now.dsum, carried[n]);
-        dinput[n % 2] = fmaf(dh[n], B[n], dinput[n % 2]);
-        carried[n] = exp2_approx(decay_dt * channel.A[n]) * dh[n];
-        const float dexponent = carried[n] * before[n];  // of dt A
-        ddt[n % 2] = fmaf(dexponent, channel.A[n], ddt[n % 2]);
-        dA[n] = fmaf(dexponent, now.dt, dA[n]);
+      for (int i = 0; i < kLanes; ++i) {
+        const float2 step = steps[first + i];
+        const float4 B4 = bc.B(first + i, me.lane), C4 = bc.C(first + i, me.lane);
+        const float B[kOwn] = {B4.x, B4.y, B4.z, B4.w}, C[kOwn] = {C4.x, C4.y, C4.z, C4.w};
+        float sum = 0;
+#pragma unroll
+        for (int n = 0; n < kOwn; ++n) {
+          h[n] = fmaf(exp2_approx(step.x * me.A[n]), h[n], step.y * B[n]);
+          sum = fmaf(C[n], h[n], sum);
+        }
+        products[i] = sum;
+        history.store(first + i + 1, h);
       }
-      leave_gradient(token, dh, now.dt * now.u, now.dsum);
-      finish(block.row + token, now, dinput[0] + dinput[1], (ddt[0] + ddt[1]) * kLn2,
-             me.active && token < block.count);
+      const float sum = sum_of_lanes(products, me.lane);
+      sums[first + me.lane] = sum;
     }
   }
 
-  // du and ddelta from the gradients of dt u and, through the decays, of dt; these are sums over
-  // all states.
-  __device__ void finish(int row, const Kept& kept, float ddt_u, float ddt_decay, bool present) {
-    if (kSeveral && !out.first && present)
-      ddt_u += *out.sum_dinput.at(row), ddt_decay += *out.sum_ddt.at(row);
-    if (kSeveral && !out.last) {
-      if (present) *out.sum_dinput.at(row) = ddt_u, *out.sum_ddt.at(row) = ddt_decay;
-      return;
+  // Tokens first + kLanes - 1 .. first.
+  __device__ void run_backwards(int first) {
+    float dinputs[kLanes], ddts[kLanes];
+#pragma unroll
+    for (int i = kLanes - 1; i >= 0; --i) {
+      const int token = first + i;
+      const float2 step = steps[token];
+      const float dsum = dsums[token];
+      const float4 B4 = bc.B(token, me.lane), C4 = bc.C(token, me.lane);
+      const float B[kOwn] = {B4.x, B4.y, B4.z, B4.w}, C[kOwn] = {C4.x, C4.y, C4.z, C4.w};
+      float before[kOwn], dh[kOwn];
+      History<T>::unpack(history.load(token), before);
+      float dinput = 0, ddt = 0;
+#pragma unroll
+      for (int n = 0; n < kOwn; ++n) {
+        dh[n] = fmaf(C[n], dsum, carried[n]);
+        dinput = fmaf(dh[n], B[n], dinput);
+        carried[n] = exp2_approx(step.x * me.A[n]) * dh[n];
+        const float dexponent = carried[n] * before[n];  // of dt A
+        ddt = fmaf(dexponent, me.A[n], ddt);
+        dA[n] = fmaf(dexponent, step.x, dA[n]);
+      }
+      dinputs[i] = dinput, ddts[i] = ddt;
+      leave_gradient(token, dh, step.y, dsum);
     }
-    const float ddelta = fmaf(kept.u, ddt_u, ddt_decay) * kept.slope;
-    const T du = from_float<T>(fmaf(kept.dt, ddt_u, channel.D * kept.dsum));
-    if (present) *out.du.at(row) = du;
-    if (present) *out.ddelta.at(row) = from_float<T>(ddelta);
-    ddt_bias += ddelta;
-    dD = fmaf(kept.dsum, kept.u, dD);
+    const float dinput = sum_of_lanes(dinputs, me.lane), ddt = sum_of_lanes(ddts, me.lane);
+    steps[first + me.lane] = {dinput, ddt * kLn2};
   }
 
   // dB = sum over channels of dh dt u, dC = the same of h dsum. In f32 by the lanes, at once.
-  __device__ void leave_gradient(int token, const float (&dh)[kStates], float dt_u, float dsum) {
+  __device__ void leave_gradient(int token, const float (&dh)[kOwn], float dt_u, float dsum) const {
     if constexpr (std::is_same_v<T, float>) {
-      float h[kStates], products[kSums];
-      History<float>::unpack(history.load_packed(token + 1), h);
+      float h[kOwn], values[2 * kOwn];
+      History<float>::unpack(history.load(token + 1), h);
 #pragma unroll
-      for (int n = 0; n < kStates; ++n)
-        products[n] = dh[n] * dt_u, products[kStates + n] = h[n] * dsum;
-      transposed_sums(products);
-      __syncwarp();
-      history.sums(token + 1)[threadIdx.x % kWarp] = products[0];
+      for (int n = 0; n < kOwn; ++n) values[n] = dh[n] * dt_u, values[kOwn + n] = h[n] * dsum;
+      add_channels(values);
+      const int which = threadIdx.x % kWarp / kLanes;  // of the values
+      history.sums(token + 1)[which / kOwn * kStates + me.lane * kOwn + which % kOwn] = values[0];
     } else {
       history.store(token + 1, dh);
     }
   }
-
-  // In bf16 by tensor cores: for the 8 tokens from `first` on, sum over the warp's channels of what
-  // the slots behind them hold, times weight(token, thread). A lane gets rows (states) and columns
-  // (tokens) as an Accumulator has them.
-  template <class Weight>
-  __device__ Accumulator sum_channels(int first, const Weight& weight) const {
-    const int lane = threadIdx.x % kWarp, group = lane / 4, pair = lane % 4;
-    const int warp_begin = threadIdx.x - lane;
-    FragmentB weights[2];
+  // The sum over the warp's channels of values[i] goes to values[0] of channel i's threads. Every
+  // step halves the values and adds over pairs of channels.
+  template <int kHalf = kOwn>
+  __device__ static void add_channels(float (&values)[2 * kOwn]) {
+    const bool upper = threadIdx.x & (kHalf * kLanes);
 #pragma unroll
-    for (int k = 0; k < 2; ++k) {
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const int thread = warp_begin + k * kMmaK + i * 8 + 2 * pair;
-        weights[k].words[i] =
-            pack_bf16(weight(first + group, thread), weight(first + group, thread + 1));
-      }
+    for (int i = 0; i < kHalf; ++i) {
+      const float sent = upper ? values[i] : values[i + kHalf];
+      const float kept = upper ? values[i + kHalf] : values[i];
+      values[i] = kept + __shfl_xor_sync(kFullWarp, sent, kHalf * kLanes);
     }
+    if constexpr (kHalf > 1) add_channels<kHalf / 2>(values);
+  }
+
+  // In bf16 by tensor cores, kGroup tokens at a time: a product has the states of two tokens, and
+  // of the other operand only these tokens' columns are not zero.
+  __device__ Accumulator sum_channels(int first, uint32_t weights) const {
+    const int token = threadIdx.x % kWarp / kLanes;  // of the weights
     Accumulator sums;
 #pragma unroll
-    for (int i = 0; i < kMmaN; ++i) {
-      const SharedTile<kStates> tile = history.tile(first + i + 1);
-      Accumulator product;  // of this token's states with all 8 tokens' weights
-      mma(product, load_a_transposed(tile, 0, 0), weights[0]);
-      mma(product, load_a_transposed(tile, 0, kMmaK), weights[1]);
-      if (pair == i / 2) {
-        sums.values[i % 2] = product.values[i % 2];
-        sums.values[2 + i % 2] = product.values[2 + i % 2];
-      }
+    for (int i = 0; i < kGroup; i += 2) {
+      const FragmentB two = {{token == i ? weights : 0, token == i + 1 ? weights : 0}};
+      mma(sums, history.transposed(first + i + 1), two);
     }
     return sums;
   }
-  __device__ void store_sums(int first, int count, int which, const Accumulator& sums) const {
+  __device__ void store_sums(int first, int which, const Accumulator& sums) const {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const int token = first + Accumulator::column(i);
-      if (token < count)
-        history.sums(token + 1)[which * kStates + Accumulator::row(i)] = sums.values[i];
+      float* const to = history.sums(first + Accumulator::column(i) + 1);
+      to[which * kStates + Accumulator::row(i)] = sums.values[i];
     }
   }
 
-  // A block of tokens; h before it. Leaves the sums over the warp's channels in the slots.
-  __device__ void run(const TokenBlock& block, float (&h)[kStates]) {
-    run_forwards(block, h);
-    if constexpr (std::is_same_v<T, float>) {
-      __syncwarp();
-      run_backwards(block);
-    } else {
-      const auto dt_u = [&](int token, int thread) {
-        return scalars.dt(token, thread) * scalars.u(token, thread);
-      };
-      const auto dsum = [&](int token, int thread) { return scalars.dsum(token, thread); };
-      __syncwarp();
-      const Accumulator dC[2] = {sum_channels(0, dsum), sum_channels(8, dsum)};
-      __syncwarp();
-      run_backwards(block);
-      __syncwarp();
-      const Accumulator dB[2] = {sum_channels(0, dt_u), sum_channels(8, dt_u)};
-      __syncwarp();
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        store_sums(8 * half, block.count, 0, dB[half]);
-        store_sums(8 * half, block.count, 1, dC[half]);
+  // A span; h before it. Leaves the sums over the warp's channels in the slots.
+  __device__ void run(BackwardRoom& room, float (&h)[kOwn]) {
+    run_forwards(h);
+#pragma unroll 1
+    for (int first = kSpan - kGroup; first >= 0; first -= kGroup) {
+      if constexpr (std::is_same_v<T, float>) {
+#pragma unroll 1
+        for (int half = kGroup - kLanes; half >= 0; half -= kLanes) run_backwards(first + half);
+      } else {
+        // Of token first + lane / 4: two channels.
+        const int lane = threadIdx.x % kWarp, token = first + lane / kLanes;
+        const int column = me.column - lane / kLanes + lane % kLanes * 2;
+        const float2 dsum = room.dsum.two(token, column);
+        const float4 step = room.pairs.two(token, column);
+        __syncwarp();
+        const Accumulator dC = sum_channels(first, pack_bf16(dsum.x, dsum.y));
+        __syncwarp();
+        run_backwards(first + kLanes), run_backwards(first);
+        __syncwarp();
+        const Accumulator dB = sum_channels(first, pack_bf16(step.y, step.w));
+        __syncwarp();
+        store_sums(first, 0, dB), store_sums(first, 1, dC);
       }
     }
   }
 };
 
-// The warps' sums of a block of tokens, added up in order.
+// The warps' sums of a span's tokens, added up in order.
 template <class T>
-__device__ void store_block_sums(const ScanInput<T>& in, const BackwardOutput<T>& out,
-                                 const TokenBlock& block, T* histories) {
-  const int tile_row = int(blockIdx.x) % in.tiles * in.batch * in.tokens + block.row;
-  const int warps = blockDim.x / kWarp;
-  for (int i = threadIdx.x; i < block.count * kSums; i += blockDim.x) {
-    float sum = 0;
+__device__ void store_span_sums(const ScanInput<T>& in, const BackwardOutput<T>& out,
+                                const ScanBlock& block, int span, char* histories) {
+  const int begin = span * kSpan, count = min(kSpan, block.end - begin);
+  const int tile_row = block.tile * in.batch * in.tokens + block.row + begin;
+  const int warps = in.width / kWarpChannels;
+  for (int i = threadIdx.x; i < count * kSums / 4; i += blockDim.x) {
+    const int token = i / (kSums / 4), first = i % (kSums / 4) * 4;
+    float4 sum = {0, 0, 0, 0};
     for (int warp = 0; warp < warps; ++warp) {
-      const History<T> history(histories + warp * (kBlock + 1) * History<T>::kSlot);
-      sum += history.sums(i / kSums + 1)[i % kSums];
+      const char* const slot =
+          histories + warp * History<T>::kBytes + (token + 1) * History<T>::kSlot;
+      const float4 part = *reinterpret_cast<const float4*>(slot + first * sizeof(float));
+      sum.x += part.x, sum.y += part.y, sum.z += part.z, sum.w += part.w;
     }
-    *out.dBC.at(tile_row + i / kSums, i % kSums) = sum;
+    *reinterpret_cast<float4*>(out.dBC.at(tile_row + token, first)) = sum;
   }
 }
 
-// Bound by instructions: about 23 a token, channel and state, 330 with what a channel needs
-// besides; of those 2.5 exponentials. 16 bytes in bf16, and 4 of the kept states, are a fraction of
-// that.
+// The parameters' gradients of 8 channels, over the tokens of one cell.
+struct CellSums {
+  float ddt_bias[kEight] = {}, dD[kEight] = {};
+};
+
+// What a cell writes, from the walk's sums. kSeveral: sums of other blocks of states.
+template <bool kSeveral, class T>
+__device__ void finish_cell(const ScanInput<T>& in, const BackwardOutput<T>& out,
+                            const BackwardCell<T>& now, const ScanCell& cell, int row, int present,
+                            BackwardRoom& room, CellSums& sums) {
+  float du[kEight], ddelta[kEight], dz[kEight], y[kEight];
+#pragma unroll
+  for (int i = 0; i < kEight; ++i) {
+    const int c = cell.column + i;
+    float sum = room.sum.column(c)[cell.token];
+    float ddt_u = room.pairs.column(c)[cell.token].x, ddt = room.pairs.column(c)[cell.token].y;
+    if (kSeveral && i < present) {
+      float* const of[3] = {out.sum_y.at(row, cell.e + i), out.sum_dinput.at(row, cell.e + i),
+                            out.sum_ddt.at(row, cell.e + i)};
+      if (!out.first) sum += *of[0], ddt_u += *of[1], ddt += *of[2];
+      if (!out.last) *of[0] = sum, *of[1] = ddt_u, *of[2] = ddt;
+    }
+    const ScanStep step(now.delta[i] + room.dt_bias[c]);
+    const float u = now.u[i], dy = now.dy[i], z = in.z ? now.z[i] : 1.0f;
+    const float s = in.z ? sigmoid(z) : 1.0f, dsum = dy * z * s;
+    sum = fmaf(room.D[c], u, sum);
+    dz[i] = dy * sum * s * fmaf(z, 1 - s, 1);
+    y[i] = sum * z * s;
+    ddelta[i] = fmaf(u, ddt_u, ddt) * step.slope;
+    du[i] = fmaf(step.dt, ddt_u, room.D[c] * dsum);
+    sums.ddt_bias[i] += ddelta[i];
+    sums.dD[i] = fmaf(dsum, u, sums.dD[i]);
+  }
+  if (kSeveral && !out.last) return;
+  Eight<T>::of(du).store(out.du.at(row, cell.e), present, out.wide);
+  Eight<T>::of(ddelta).store(out.ddelta.at(row, cell.e), present, out.wide);
+  if (out.dz) Eight<T>::of(dz).store(out.dz.at(row, cell.e), present, out.wide);
+  if (out.y) Eight<T>::of(y).store(out.y.at(row, cell.e), present, out.wide);
+}
+
+// The piece's share of the parameters' gradients.
+template <class T>
+__device__ void store_parameters(const ScanInput<T>& in, const BackwardOutput<T>& out,
+                                 const ScanBlock& block, const ScanCell& cell,
+                                 const BackwardWalk<T>& walk, const CellSums& sums,
+                                 SpanPairs& pairs) {
+  const int first_row = block.map * (kStates + 2);
+  const ScanWalker& me = walk.me;
+#pragma unroll
+  for (int n = 0; n < kOwn; ++n) {
+    if (me.active)
+      *out.parameters.at(first_row + me.lane * kOwn + n, me.e) = walk.dA[n] * me.A[n] * kLn2;
+  }
+#pragma unroll
+  for (int i = 0; i < kEight; ++i)
+    pairs.column(cell.column + i)[cell.token] = {sums.ddt_bias[i], sums.dD[i]};
+  __syncthreads();
+  if (me.lane != 0 || !me.active) return;
+  float ddt_bias = 0, dD = 0;
+  for (int token = 0; token < kSpan; ++token) {
+    const float2 part = pairs.column(me.column)[token];
+    ddt_bias += part.x, dD += part.y;
+  }
+  *out.parameters.at(first_row + kStates, me.e) = ddt_bias;
+  *out.parameters.at(first_row + kStates + 1, me.e) = dD;
+}
+
+// Bound by instructions: about 27 a token, channel and state, with what a channel needs besides; of
+// those 2.5 exponentials. 16 bytes in bf16, and 4 of the kept states, are a fraction of that.
 template <class T, bool kSeveral>
-__global__ void __launch_bounds__(kMaxScanThreads, 2)
+__global__ void __launch_bounds__(kMaxScanThreads, std::is_same_v<T, float> ? 1 : 2)
     backward_kernel(ScanInput<T> in, BackwardOutput<T> out) {
   extern __shared__ __align__(128) char shared[];
-  SpanBC* const staged = reinterpret_cast<SpanBC*>(shared);
-  float* const scalars = reinterpret_cast<float*>(staged + 2);
-  T* const histories = reinterpret_cast<T*>(scalars + 4 * kBlock * blockDim.x);
-  const ScanThread me(in);
-  const int warp = int(threadIdx.x) / kWarp;
-  BackwardWalk<T, kSeveral> walk{
-      .in = in,
-      .out = out.of_channel(me.e),
-      .u = in.u.from(me.e),
-      .delta = in.delta.from(me.e),
-      .z = in.z.from(me.e),
-      .dy = in.dy.from(me.e),
-      .me = me,
-      .channel = {in, me.e},
-      .scalars = {scalars},
-      .history = History<T>(histories + warp * (kBlock + 1) * History<T>::kSlot)};
-  load_states_or_zeros(out.entering, me.map_row, in.states, in.wide, walk.carried);
-  staged[0].stage(in, me.b, me.last_span);
-  for (int span = me.last_span; span >= me.first_span; --span) {
-    __syncthreads();
-    const int turn = me.last_span - span, begin = span * kSpan;
-    if (span > me.first_span) {
-      staged[(turn + 1) & 1].stage(in, me.b, span - 1);
-      prefetch_span(in, walk.u, me.b, span - 1), prefetch_span(in, walk.delta, me.b, span - 1);
-      prefetch_span(in, walk.z, me.b, span - 1), prefetch_span(in, walk.dy, me.b, span - 1);
-      prefetch_to_l2(out.span_states.at(me.b * int(in.pieces.rows) + span - 1, me.e * in.N));
-    }
-    const unsigned starts = document_starts(in, me.b, span);
-    const int count = min(kSpan, me.end - begin);
-    const float* const kept = out.span_states.at(me.b * int(in.pieces.rows) + span, me.e * in.N);
-    for (int first = (count - 1) / kBlock * kBlock; first >= 0; first -= kBlock) {
-      const auto block_at = [&](int from) {
-        return TokenBlock{.bc = staged[turn & 1],
-                          .starts = starts,
-                          .first = from,
-                          .count = min(kBlock, count - from),
-                          .row = me.row + begin + from};
-      };
-      float h[kStates];
-      load_states(kept, in.states, in.wide, h);
-      if (first > 0) walk.skip(block_at(0), h);
-      const TokenBlock block = block_at(first);
-      walk.run(block, h);
-      __syncthreads();
-      store_block_sums(in, out, block, histories);
-      __syncthreads();
-    }
+  BackwardRoom& room = *reinterpret_cast<BackwardRoom*>(shared);
+  char* const histories = shared + sizeof(BackwardRoom);
+  const ScanBlock block(in);
+  const ScanCell cell(in, block);
+  const ScanWalker me(in, block);
+  BackwardWalk<T> walk{.me = me,
+                       .bc = room.bc,
+                       .steps = room.pairs.column(me.column),
+                       .dsums = room.dsum.column(me.column),
+                       .sums = room.sum.column(me.column),
+                       .history = History<T>(histories + threadIdx.x / kWarp * History<T>::kBytes)};
+  if (me.lane == 0) {
+    room.dt_bias[me.column] = in.dt_bias[me.e];
+    room.D[me.column] = in.D[me.e];
   }
-  if (!me.active) return;
-  if (out.dinitial && me.first_span == 0)
-    store_states(out.dinitial.at(me.state_row), in.states, in.wide, walk.carried);
+  if (out.entering) {
+    const float* const from = out.entering.at(block.map * in.channels + me.e);
+    me.load_states(from, in.states, in.wide, walk.carried);
+  }
+  CellSums sums;
+  __syncthreads();
+  for (int span = block.last_span; span >= block.first_span; --span) {
+    BackwardCell<T> now;
+    now.load(in, block, cell, span, out.wide);
+    SpanBC::Fetched<T> fetched;
+    fetched.load(in, block, span, out.wide_BC);
+    float h[kOwn];
+    me.load_states(out.span_states.at(block.b * int(in.pieces.rows) + span, me.e * in.N), in.states,
+                   in.wide, h);
 #pragma unroll
-  for (int n = 0; n < kStates; ++n)
-    *out.parameters.at(me.map * (kStates + 2) + n, me.e) = walk.dA[n] * walk.channel.A[n] * kLn2;
-  *out.parameters.at(me.map * (kStates + 2) + kStates, me.e) = walk.ddt_bias;
-  *out.parameters.at(me.map * (kStates + 2) + kStates + 1, me.e) = walk.dD;
+    for (int i = 0; i < kEight; ++i) {
+      const int c = cell.column + i;
+      const float dt = ScanStep(now.delta[i] + room.dt_bias[c]).dt;
+      room.pairs.column(c)[cell.token] = {now.start ? kStartDt : dt, dt * now.u[i]};
+      room.dsum.column(c)[cell.token] = in.z ? now.dy[i] * silu(now.z[i]) : now.dy[i];
+    }
+    room.bc.put(fetched);
+    __syncthreads();
+    if (span > block.first_span) {
+      prefetch_cell(in, block, cell, span - 1);
+      prefetch_to_l2(out.span_states.at(block.b * int(in.pieces.rows) + span - 1, me.e * in.N));
+    }
+    walk.run(room, h);
+    __syncthreads();
+    store_span_sums(in, out, block, span, histories);
+    finish_cell<kSeveral>(in, out, now, cell, block.row + span * kSpan + cell.token,
+                          cell.present_in(span * kSpan, block.end), room, sums);
+  }
+  if (out.dinitial && block.first_span == 0) {
+    float* const to = out.dinitial.at(block.b * in.channels + me.e);
+    me.store_states(to, in.states, in.wide, walk.carried);
+  }
+  store_parameters(in, out, block, cell, walk, sums, room.pairs);
 }
 
 // dB and dC of a token: the tiles' sums in order. A thread has four states.
@@ -508,12 +462,12 @@ template <class T>
 void backward(const Context& ctx, const SelectiveScanBackward& args,
               const ConstTensorView& entering, const ScanSums& sums, const ScanPartials& partials) {
   for (int64_t first = 0; first < args.A_log.dim(1); first += kStates) {
-    ScanInput<T> in(args, first);
+    const Dims& dims = args.u.dims;
+    ScanInput<T> in(args, first, scan_width(dims[0], dims[1], dims[2]));
     in.check_wide(args.span_states), in.check_wide(entering), in.check_wide(args.dinitial_state);
     const bool last = first + kStates >= in.N;
     const auto kernel = in.N > kStates ? backward_kernel<T, true> : backward_kernel<T, false>;
-    const int64_t width = scan_width(in.batch, in.tokens, in.channels);
-    launch(ctx, "selective_scan_backward", in.grid(shared_bytes<T>(width)), kernel, in,
+    launch(ctx, "selective_scan_backward", in.grid(kLanes, shared_bytes<T>(in.width)), kernel, in,
            BackwardOutput<T>{.span_states = {args.span_states, first},
                              .entering = {entering, first},
                              .du = args.du,
@@ -527,7 +481,11 @@ void backward(const Context& ctx, const SelectiveScanBackward& args,
                              .sum_dinput = sums.dinput,
                              .sum_ddt = sums.ddt,
                              .first = first == 0,
-                             .last = last});
+                             .last = last,
+                             .wide = scan_rows_wide(dims[2], args.u, args.delta, args.z, args.dy,
+                                                    args.du, args.ddelta, args.dz, args.y),
+                             .wide_BC = in.states == kStates && first % kEight == 0 &&
+                                        scan_rows_wide(0, args.B, args.C)});
     const int64_t rows = int64_t{in.batch} * in.tokens;
     launch(
         ctx, "selective_scan_backward",

@@ -1,11 +1,12 @@
 // The forward and the step.
-#include "kernels/selective_scan/selective_scan_cuda.cuh"
+#include "kernels/selective_scan/selective_scan_walk.cuh"
 
 namespace sluice::cuda {
 
 namespace {
 
 constexpr int kStepThreads = 128;
+constexpr int kForwardResident = 4;  // blocks of a processor
 
 template <class T>
 struct ForwardOutput {
@@ -15,99 +16,124 @@ struct ForwardOutput {
   ScanColumns<float> final_state;    // optional
   ScanColumns<float> sum;            // over blocks of states, where there are several
   bool first, last;                  // of those blocks
+  bool wide, wide_BC;                // whether activations move by 16 bytes; B and C
+};
 
-  __device__ ForwardOutput of_channel(int e) const {
-    ForwardOutput out = *this;
-    out.y = y.from(e), out.sum = sum.from(e);
-    return out;
+// What a cell needs of its span.
+template <class T>
+struct ForwardCell {
+  Eight<T> u, delta, z;
+  bool start;
+
+  __device__ void load(const ScanInput<T>& in, const ScanBlock& block, const ScanCell& cell,
+                       int span, bool wide) {
+    const int present = cell.present_in(span * kSpan, block.end);
+    const int row = block.row + span * kSpan + cell.token;
+    u.load(in.u.at(row, cell.e), present, wide);
+    delta.load(in.delta.at(row, cell.e), present, wide, kNoDelta);
+    if (in.z) z.load(in.z.at(row, cell.e), present, wide);
+    start = present > 0 &&
+            *in.doc_begin.at(block.b, span * kSpan + cell.token) == span * kSpan + cell.token;
   }
 };
 
-// y of a token from the sum over this block's states. Nothing is written unless `present`.
-template <bool kSeveral, class T>
-__device__ void finish_token(const ForwardOutput<T>& out, int row, float sum, float skip,
-                             float gate, bool present) {
-  if (kSeveral && !out.first && present) sum += *out.sum.at(row);
-  if (kSeveral && !out.last) {
-    if (present) *out.sum.at(row) = sum;
-    return;
+// The walk: pairs hold dt and dt u of a token; its sum over n of C h takes the place of dt.
+__device__ void walk_forward(const ScanWalker& me, const SpanBC& bc, SpanPairs& pairs,
+                             float (&h)[kOwn]) {
+  const SpanPairs::Column steps = pairs.column(me.column);
+#pragma unroll 2
+  for (int first = 0; first < kSpan; first += kLanes) {
+    float sums[kLanes];
+#pragma unroll
+    for (int i = 0; i < kLanes; ++i) {
+      const float2 step = steps[first + i];
+      const float4 B4 = bc.B(first + i, me.lane), C4 = bc.C(first + i, me.lane);
+      const float B[kOwn] = {B4.x, B4.y, B4.z, B4.w}, C[kOwn] = {C4.x, C4.y, C4.z, C4.w};
+      float sum = 0;
+#pragma unroll
+      for (int n = 0; n < kOwn; ++n) {
+        h[n] = fmaf(exp2_approx(step.x * me.A[n]), h[n], step.y * B[n]);
+        sum = fmaf(C[n], h[n], sum);
+      }
+      sums[i] = sum;
+    }
+    const float sum = sum_of_lanes(sums, me.lane);
+    steps[first + me.lane].x = sum;
   }
-  store_if(present, out.y.at(row), (sum + skip) * gate);
 }
 
-// Bound by exponentials: N + 4 of the 16 a cycle that a processor can, and 5 N + 30 of its 128
-// instructions, a token and channel. 8 bytes in bf16 are less than that. kSeveral: blocks of
+// y of a cell. kSeveral: sums of other blocks of states.
+template <bool kSeveral, class T>
+__device__ void finish_cell(const ScanInput<T>& in, const ForwardOutput<T>& out,
+                            const ForwardCell<T>& now, const ScanCell& cell, int row, int present,
+                            const float* D, SpanPairs& pairs) {
+  float y[kEight];
+#pragma unroll
+  for (int i = 0; i < kEight; ++i) {
+    float sum = pairs.column(cell.column + i)[cell.token].x;
+    if (kSeveral && i < present) {
+      if (!out.first) sum += *out.sum.at(row, cell.e + i);
+      if (!out.last) *out.sum.at(row, cell.e + i) = sum;
+    }
+    const float gate = in.z ? silu(now.z[i]) : 1.0f;
+    y[i] = fmaf(D[i], now.u[i], sum) * gate;
+  }
+  if (!kSeveral || out.last) Eight<T>::of(y).store(out.y.at(row, cell.e), present, out.wide);
+}
+
+// Bound by exponentials, N + 4 of the 16 a cycle that a processor can, and by instructions, about 8
+// N of its 128 lanes, a token and channel. 8 bytes in bf16 are less than that. kSeveral: blocks of
 // states.
 template <class T, bool kSeveral>
-__global__ void __launch_bounds__(kMaxScanThreads, 2)
-    forward_kernel(ScanInput<T> in, ForwardOutput<T> all) {
-  __shared__ SpanBC staged[2];
-  const ScanThread me(in);
-  const ScanChannel channel(in, me.e);
-  const ForwardOutput<T> out = all.of_channel(me.e);
-  const ScanColumns<const T> of_u = in.u.from(me.e), of_delta = in.delta.from(me.e);
-  const ScanColumns<const T> of_z = in.z.from(me.e);
-  float h[kStates];
-  load_states_or_zeros(out.initial, me.map_row, in.states, in.wide, h);
-  struct Group : ScanInputs {
-    float skip[kScanAhead], gate[kScanAhead];
-  };
-  ScanTokens<T> u, delta, z;  // two groups of tokens ahead of the states; `next` is one ahead
-  const auto load = [&](int t) {
-    u.load(of_u, me.row + t, me.row + me.end);
-    delta.load(of_delta, me.row + t, me.row + me.end, kNoDelta);
-    z.load(of_z, me.row + t, me.row + me.end);
-  };
-  const auto prepare = [&](unsigned starts, int first) {
-    Group group;
-#pragma unroll
-    for (int i = 0; i < kScanAhead; ++i) {
-      const float dt = ScanStep(delta[i] + channel.dt_bias).dt;
-      group.set(i, dt, u[i], starts >> (first + i) & 1);
-      group.skip[i] = channel.D * u[i];
-      group.gate[i] = in.z ? silu(z[i]) : 1.0f;
-    }
-    return group;
-  };
-  staged[0].stage(in, me.b, me.first_span);
-  unsigned starts = document_starts(in, me.b, me.first_span);
-  load(me.first_span * kSpan);
-  Group next = prepare(starts, 0);
-  load(me.first_span * kSpan + kScanAhead);
-  ScanDecays decays(channel, next.decay_dt[0]);
-  for (int span = me.first_span; span <= me.last_span; ++span) {
-    __syncthreads();
-    const int turn = span - me.first_span, begin = span * kSpan;
-    if (span < me.last_span) {
-      staged[(turn + 1) & 1].stage(in, me.b, span + 1);
-      prefetch_span(in, of_u, me.b, span + 1), prefetch_span(in, of_delta, me.b, span + 1);
-      prefetch_span(in, of_z, me.b, span + 1);
-    }
-    const SpanBC& bc = staged[turn & 1];
-    const unsigned next_starts = document_starts(in, me.b, span + 1);
-    if (out.span_states && me.active) {
-      float* const to = out.span_states.at(me.b * int(in.pieces.rows) + span, me.e * in.N);
-      store_states(to, in.states, in.wide, h);
-    }
-    const int count = min(kSpan, me.end - begin);
-    for (int first = 0; first < count; first += kScanAhead) {
-      const Group now = next;
-      const int behind = first + kScanAhead;
-      next = prepare(behind < kSpan ? starts : next_starts, behind % kSpan);
-      load(begin + behind + kScanAhead);
-#pragma unroll
-      for (int i = 0; i < kScanAhead; ++i) {
-        const int token = first + i;
-        const float sum = decays.advance_and_dot(channel, bc, token, now.dt_u[i],
-                                                 now.decay_dt_behind(i, next), h);
-        finish_token<kSeveral>(out, me.row + begin + token, sum, now.skip[i], now.gate[i],
-                               me.active && token < count);
-      }
-    }
-    starts = next_starts;
+__global__ void __launch_bounds__(kMaxScanThreads, kForwardResident)
+    forward_kernel(ScanInput<T> in, ForwardOutput<T> out) {
+  __shared__ SpanBC bc;
+  __shared__ SpanPairs pairs;
+  __shared__ float dt_bias[kMaxWidth], D[kMaxWidth];
+  const ScanBlock block(in);
+  const ScanCell cell(in, block);
+  const ScanWalker me(in, block);
+  if (me.lane == 0) {
+    dt_bias[me.column] = in.dt_bias[me.e];
+    D[me.column] = in.D[me.e];
   }
-  if (out.final_state && me.active && me.end == in.tokens)
-    store_states(out.final_state.at(me.state_row), in.states, in.wide, h);
+  float h[kOwn] = {};
+  if (out.initial) {
+    const float* const from = out.initial.at(block.map * in.channels + me.e);
+    me.load_states(from, in.states, in.wide, h);
+  }
+  ForwardCell<T> now;
+  SpanBC::Fetched<T> fetched;
+  now.load(in, block, cell, block.first_span, out.wide);
+  fetched.load(in, block, block.first_span, out.wide_BC);
+  __syncthreads();
+  for (int span = block.first_span; span <= block.last_span; ++span) {
+#pragma unroll
+    for (int i = 0; i < kEight; ++i) {
+      const float dt = ScanStep(now.delta[i] + dt_bias[cell.column + i]).dt;
+      pairs.column(cell.column + i)[cell.token] = {now.start ? kStartDt : dt, dt * now.u[i]};
+    }
+    bc.put(fetched);
+    __syncthreads();
+    if (span < block.last_span) prefetch_cell(in, block, cell, span + 1);
+    if (out.span_states) {
+      float* const to = out.span_states.at(block.b * int(in.pieces.rows) + span, me.e * in.N);
+      me.store_states(to, in.states, in.wide, h);
+    }
+    walk_forward(me, bc, pairs, h);
+    const ForwardCell<T> current = now;
+    if (span < block.last_span) {
+      now.load(in, block, cell, span + 1, out.wide);
+      fetched.load(in, block, span + 1, out.wide_BC);
+    }
+    __syncthreads();
+    finish_cell<kSeveral>(in, out, current, cell, block.row + span * kSpan + cell.token,
+                          cell.present_in(span * kSpan, block.end), D + cell.column, pairs);
+  }
+  if (out.final_state && block.end == in.tokens) {
+    float* const to = out.final_state.at(block.b * in.channels + me.e);
+    me.store_states(to, in.states, in.wide, h);
+  }
 }
 
 template <class T>
@@ -146,17 +172,21 @@ template <class T>
 void forward(const Context& ctx, const SelectiveScanForward& args, const ConstTensorView& initial,
              const ScanSums& sums) {
   for (int64_t first = 0; first < args.A_log.dim(1); first += kStates) {
-    ScanInput<T> in(args, first);
+    const Dims& dims = args.u.dims;
+    ScanInput<T> in(args, first, scan_width(dims[0], dims[1], dims[2]));
     in.check_wide(initial), in.check_wide(args.span_states), in.check_wide(args.final_state);
     const auto kernel = in.N > kStates ? forward_kernel<T, true> : forward_kernel<T, false>;
-    launch(ctx, "selective_scan_forward", in.grid(), kernel, in,
+    launch(ctx, "selective_scan_forward", in.grid(kLanes), kernel, in,
            ForwardOutput<T>{.y = args.y,
                             .initial = {initial, first},
                             .span_states = {args.span_states, first},
                             .final_state = {args.final_state, first},
                             .sum = sums.y,
                             .first = first == 0,
-                            .last = first + kStates >= in.N});
+                            .last = first + kStates >= in.N,
+                            .wide = scan_rows_wide(dims[2], args.u, args.delta, args.z, args.y),
+                            .wide_BC = in.states == kStates && first % kEight == 0 &&
+                                       scan_rows_wide(0, args.B, args.C)});
   }
 }
 

@@ -9,7 +9,7 @@
 
 namespace sluice::cuda {
 
-inline constexpr int64_t kScanStates = 16;       // of a thread; more states take several passes
+inline constexpr int64_t kScanStates = 16;       // of a channel; more take several passes
 inline constexpr int64_t kScanProcessors = 132;  // of an H100: what work is cut for
 
 constexpr int64_t scan_state_blocks(int64_t N) { return (N + kScanStates - 1) / kScanStates; }
@@ -24,15 +24,15 @@ constexpr int64_t scan_pieces(int64_t B, int64_t T, int64_t E) {
   return std::clamp<int64_t>(wanted, 1, std::max<int64_t>(1, scan_spans(T) / 2));
 }
 
-// Channels of a block: those that keep the processors about equally busy, the widest of them.
+// Channels of a block of the forward and the backward, which has four threads a channel. Two blocks
+// of the backward fill a processor; the width is the one that leaves the least of them idle.
 constexpr int64_t scan_width(int64_t B, int64_t T, int64_t E) {
-  int64_t best = 0, least = 0;
-  for (const int64_t width : {128, 96, 64, 32}) {
+  constexpr int64_t kHeld = 2 * kScanProcessors;
+  const auto load = [&](int64_t width) {
     const int64_t blocks = B * scan_pieces(B, T, E) * ((E + width - 1) / width);
-    const int64_t load = (blocks + kScanProcessors - 1) / kScanProcessors * width;
-    if (best == 0 || load < least) best = width, least = load;
-  }
-  return best;
+    return (blocks + kHeld - 1) / kHeld * width;
+  };
+  return load(48) < load(64) ? 48 : 64;
 }
 constexpr int64_t scan_tiles(int64_t B, int64_t T, int64_t E) {
   const int64_t width = scan_width(B, T, E);

@@ -7,6 +7,139 @@ namespace sluice::cuda {
 namespace {
 
 constexpr int kChainThreads = 256;
+constexpr int kFoldThreads = 128;  // at most: a thread is a channel
+constexpr int kScanAhead = 4;      // tokens on their way while others are worked on
+static_assert(kSpan == kWarp, "a lane looks up one token of a span");
+
+// Channels of a block: those that keep the processors about equally busy, the widest of them.
+int64_t fold_width(int64_t B, int64_t T, int64_t E) {
+  int64_t best = 0, least = 0;
+  for (const int64_t width : {kFoldThreads, 96, 64, 32}) {
+    const int64_t blocks = B * scan_pieces(B, T, E) * ceil_div(E, width);
+    const int64_t load = ceil_div(blocks, kScanProcessors) * width;
+    if (best == 0 || load < least) best = width, least = load;
+  }
+  return best;
+}
+
+// Which channel and which part of which row a thread has.
+struct ScanThread {
+  int b, map;   // map: index of the piece among those of all rows
+  int e;        // the last channel where there is none for this thread
+  int row;      // of the row's first token
+  int map_row;  // of the channel in (maps, E, ...)
+  int first_span, last_span;
+  int end;  // of the tokens
+  bool active;
+
+  template <class T>
+  __device__ explicit ScanThread(const ScanInput<T>& in) {
+    const int tile = int(blockIdx.x % in.tiles);
+    map = int(blockIdx.x / in.tiles);
+    b = map / int(in.pieces.count);
+    first_span = int(in.pieces.begin(map % int(in.pieces.count)));
+    last_span = int(in.pieces.end(map % int(in.pieces.count))) - 1;
+    end = min(in.tokens, (last_span + 1) * kSpan);
+    e = tile * int(blockDim.x) + int(threadIdx.x);
+    active = e < in.channels;
+    e = min(e, in.channels - 1);
+    row = b * in.tokens;
+    map_row = map * in.channels + e;
+  }
+};
+
+// What a channel has in all its tokens.
+struct ScanChannel {
+  float A[kStates];  // times log2(e), below 0
+  float dt_bias, D;
+
+  template <class T>
+  __device__ ScanChannel(const ScanInput<T>& in, int e)
+      : dt_bias(in.dt_bias[e]), D(in.D == nullptr ? 0.0f : in.D[e]) {
+#pragma unroll
+    for (int n = 0; n < kStates; ++n)
+      A[n] = n < in.states ? fminf(-kLog2E * expf(*in.A_log.at(e, n)), -FLT_MIN) : -1.0f;
+  }
+  // dt as decays see it: infinite, which makes them 0, where a document starts.
+  __device__ static float decay_dt(float dt, bool starts) { return starts ? INFINITY : dt; }
+};
+
+// The states of a channel, `states` of them used.
+__device__ inline void store_states(float* to, int states, bool wide, const float (&h)[kStates]) {
+  if (wide) {
+#pragma unroll
+    for (int n = 0; n < kStates; n += 4)
+      *reinterpret_cast<float4*>(to + n) = {h[n], h[n + 1], h[n + 2], h[n + 3]};
+  } else {
+#pragma unroll
+    for (int n = 0; n < kStates; ++n) {
+      if (n < states) to[n] = h[n];
+    }
+  }
+}
+
+// B and C of a span, in f32; zero where there is no token, no state or no tensor.
+struct SpanBC {
+  float4 tokens[kSpan][2 * kStates / 4];
+
+  template <class T>
+  __device__ void stage(const ScanInput<T>& in, int b, int span) {
+    float* const to = reinterpret_cast<float*>(tokens);
+#pragma unroll 4
+    for (int i = threadIdx.x; i < kSpan * 2 * kStates; i += blockDim.x) {
+      const int t = span * kSpan + i / (2 * kStates);
+      const int n = i % kStates;
+      const ScanColumns<const T>& from = i % (2 * kStates) < kStates ? in.B : in.C;
+      to[i] = from && t < in.tokens && n < in.states ? to_float(*from.at(b * in.tokens + t, n)) : 0;
+    }
+  }
+  __device__ void B(int token, float (&to)[kStates]) const { load(token, 0, to); }
+  __device__ void C(int token, float (&to)[kStates]) const { load(token, kStates / 4, to); }
+
+ private:
+  __device__ void load(int token, int first, float (&to)[kStates]) const {
+#pragma unroll
+    for (int i = 0; i < kStates / 4; ++i) {
+      const float4 four = tokens[token][first + i];
+      to[4 * i] = four.x, to[4 * i + 1] = four.y, to[4 * i + 2] = four.z, to[4 * i + 3] = four.w;
+    }
+  }
+};
+
+// Bit i: a document starts at token i of the span.
+template <class T>
+__device__ unsigned document_starts(const ScanInput<T>& in, int b, int span) {
+  const int t = span * kSpan + int(threadIdx.x % kWarp);
+  return __ballot_sync(kFullWarp, t < in.tokens && *in.doc_begin.at(b, t) == t);
+}
+
+// kScanAhead tokens of a channel: rows from `row` on. Those from `end` on have the value `none`: a
+// delta of minus infinity and zeros elsewhere are a token that changes nothing, so that only stores
+// need to know how many tokens there are.
+template <class T>
+struct ScanTokens {
+  T values[kScanAhead];
+
+  __device__ void load(const ScanColumns<const T>& channel, int row, int end, float none = 0) {
+#pragma unroll
+    for (int i = 0; i < kScanAhead; ++i) {
+      values[i] = from_float<T>(none);
+      if (channel && row + i < end) values[i] = *channel.at(row + i);
+    }
+  }
+  __device__ float operator[](int i) const { return to_float(values[i]); }
+};
+
+// h of a token from h of the one before, in place.
+__device__ inline void advance_states(const ScanChannel& channel, const SpanBC& bc, int token,
+                                      float dt, float u, bool starts, float (&h)[kStates]) {
+  const float decay_dt = ScanChannel::decay_dt(dt, starts), dt_u = dt * u;
+  float B[kStates];
+  bc.B(token, B);
+#pragma unroll
+  for (int n = 0; n < kStates; ++n)
+    h[n] = fmaf(exp2_approx(decay_dt * channel.A[n]), h[n], dt_u * B[n]);
+}
 
 struct FoldOutput {
   ScanColumns<float> state;   // a row a map and channel
@@ -14,7 +147,7 @@ struct FoldOutput {
 };
 
 template <class T>
-__global__ void __launch_bounds__(kMaxScanThreads, 3) fold_kernel(ScanInput<T> in, FoldOutput out) {
+__global__ void __launch_bounds__(kFoldThreads, 3) fold_kernel(ScanInput<T> in, FoldOutput out) {
   __shared__ SpanBC staged[2];
   const ScanThread me(in);
   const ScanChannel channel(in, me.e);
@@ -56,7 +189,7 @@ __global__ void __launch_bounds__(kMaxScanThreads, 3) fold_kernel(ScanInput<T> i
 }
 
 template <class T>
-__global__ void __launch_bounds__(kMaxScanThreads, 3)
+__global__ void __launch_bounds__(kFoldThreads, 3)
     reverse_fold_kernel(ScanInput<T> in, FoldOutput out) {
   __shared__ SpanBC staged[2];
   const ScanThread me(in);
@@ -168,9 +301,10 @@ __global__ void decay_kernel(DecayTensors tensors, int64_t begin, int64_t end) {
 template <class T>
 void launch_folds(const Context& ctx, const SelectiveScanFold& args) {
   for (int64_t first = 0; first < args.A_log.dim(1); first += kStates) {
-    ScanInput<T> in(args, first);
+    const Dims& dims = args.delta.dims;
+    ScanInput<T> in(args, first, fold_width(dims[0], dims[1], dims[2]));
     in.check_wide(args.state);
-    launch(ctx, "selective_scan_fold", in.grid(), fold_kernel<T>, in,
+    launch(ctx, "selective_scan_fold", in.grid(1), fold_kernel<T>, in,
            FoldOutput{.state = {args.state, first}, .dt_sum = args.dt_sum});
   }
 }
@@ -179,9 +313,10 @@ template <class T>
 void launch_reverse_folds(const Context& ctx, const SelectiveScanReverseFold& args,
                           const TensorView& dt_sum) {
   for (int64_t first = 0; first < args.A_log.dim(1); first += kStates) {
-    ScanInput<T> in(args, first);
+    const Dims& dims = args.delta.dims;
+    ScanInput<T> in(args, first, fold_width(dims[0], dims[1], dims[2]));
     in.check_wide(args.dinitial_state);
-    launch(ctx, "selective_scan_reverse_fold", in.grid(), reverse_fold_kernel<T>, in,
+    launch(ctx, "selective_scan_reverse_fold", in.grid(1), reverse_fold_kernel<T>, in,
            FoldOutput{.state = {args.dinitial_state, first}, .dt_sum = dt_sum});
   }
 }

@@ -140,14 +140,14 @@ INSTANTIATE_TEST_SUITE_P(
         ScanShape{.B = 2, .T = 40, .E = 37, .N = 32, .starts = {{9}}, .first = -1},
         ScanShape{.B = 1, .T = 200, .E = 12, .N = 37, .starts = {{77}}, .first = -1},
         ScanShape{.B = 1, .T = 33, .E = 9, .N = 17, .gate = false, .bare = true},
-        // Mamba 130M; then blocks of 96 and 128 channels, in one piece.
+        // Mamba 130M; then blocks of 64 and 48 channels, in one piece.
         ScanShape{.B = 2, .T = 160, .E = 1536, .N = 16, .starts = {{}, {100}}},
         ScanShape{.B = 9, .T = 40, .E = 1536, .N = 16, .first = -1},
         ScanShape{.B = 5, .T = 70, .E = 4093, .N = 16, .starts = {{}, {17}}, .first = -1}));
 
 TEST(SelectiveScanGpuWidth, KeepsProcessorsBusy) {
-  EXPECT_EQ(cuda::scan_width(8, 2048, 4096), 128);
-  EXPECT_EQ(cuda::scan_width(16, 2048, 1536), 96);
+  EXPECT_EQ(cuda::scan_width(8, 2048, 4096), 64);
+  EXPECT_EQ(cuda::scan_width(16, 2048, 1536), 48);
   EXPECT_EQ(cuda::scan_pieces(4, 8192, 4096), 1);
   EXPECT_EQ(cuda::scan_pieces(1, 8192, 4096), 9);
   EXPECT_EQ(cuda::scan_pieces(1, 40, 64), 1);
