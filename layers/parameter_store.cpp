@@ -2,8 +2,7 @@
 
 #include <utility>
 
-#include "kernels/core/dispatch.h"
-#include "kernels/core/host_copy.h"
+#include "kernels/core/device_memory.h"
 #include "kernels/elementwise/elementwise.h"
 
 namespace sluice {
@@ -75,20 +74,18 @@ int64_t ParameterStore::value_bytes() const {
 void ParameterStore::initialise(uint64_t seed) {
   SLUICE_CHECK(values_.data != nullptr, "initialise() needs allocated values");
   const OwnedStream stream(device_);
-  dispatch_float(master_dtype(), [&]<class T>() {
-    for (size_t p = 0; p < parameters_.size(); ++p) {
-      const Parameter& parameter = parameters_[p];
-      const RngKey key{.seed = seed, .stream = hash_name(parameter.name)};
-      HostCopy host(view(values_, {int32_t(p)}), stream, HostCopy::Content::unread);
-      T* const value = host.view().template as<T>();
-      const int64_t count = parameter.dims.numel();
-      const int64_t first = parameter.first_element();
-#pragma omp parallel for schedule(static)
-      for (int64_t i = 0; i < count; ++i) value[i] = T(parameter.init(key, first + i));
-      host.write_back();
-    }
-  });
+  Arena none("none", 0, device_);
+  const Context ctx{
+      .device = device_, .stream = stream, .saved = &none, .scratch = &none, .rng = {}};
+  for (size_t p = 0; p < parameters_.size(); ++p) {
+    const Parameter& parameter = parameters_[p];
+    initial_values(ctx, {.initializer = parameter.init,
+                         .key = {.seed = seed, .stream = hash_name(parameter.name)},
+                         .first = parameter.first_element(),
+                         .values = view(values_, {int32_t(p)})});
+  }
   round_values(stream);
+  Stream(stream).sync();
 }
 
 int64_t ParameterStore::num_elements() const {

@@ -10,12 +10,12 @@
 
 #include <array>
 #include <cstdint>
-#include <functional>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "kernels/core/context.h"
+#include "kernels/initial_values/initial_values.h"
 
 namespace sluice {
 
@@ -23,10 +23,6 @@ enum class ReduceGroup : uint8_t {
   dense,   // reduced over dp x cp
   expert,  // reduced over (dp / ep) x cp
 };
-
-// The initial value of one element: a function of the parameter's key and the element's global
-// index, whoever holds it.
-using Initializer = std::function<double(RngKey key, int64_t index)>;
 
 struct ParameterFlags {
   bool decay = true;     // weight decay applies (not to A_log, D, dt_bias, norms, biases)
@@ -92,6 +88,8 @@ class ParameterStore {
 
   // Lays out the arenas. With allocate = false (planning) views hold null.
   void freeze(bool allocate = true, const ArenaUnits& units = {});
+  // Draws the initial values where the store lies, and waits for them. The bits are the same on CPU
+  // and GPU, and for any parts.
   void initialise(uint64_t seed);
 
   DType dtype() const { return dtype_; }
