@@ -5,7 +5,6 @@
 
 #include <array>
 
-#include "kernels/elementwise/elementwise.h"
 #include "kernels/embedding/embedding.h"
 #include "kernels/gemm/gemm.h"
 #include "kernels/linear_xent/linear_xent.h"
@@ -42,10 +41,11 @@ Model::Model(const ModelConfig& config, ParameterStore& store, const ModelBuild&
     const BranchConfig& branch_config = branch_configs_[i];
     const std::string prefix = fmt::format("branches.{}.", i);
     Branch branch;
+    branch.name = prefix + branch_config.kind();
     const int64_t first = int64_t(store.parameters().size());
     branch.norm = store.add(prefix + "norm.weight", {D}, constant(1), kNoDecay);
     branch.layer = make_layer({.store = store,
-                               .prefix = prefix + branch_config.kind() + ".",
+                               .prefix = branch.name + ".",
                                .branch_index = int64_t(i),
                                .d_model = D,
                                .num_residuals = int64_t(branch_configs_.size()),
@@ -65,6 +65,10 @@ Model::Model(const ModelConfig& config, ParameterStore& store, const ModelBuild&
   final_norm_ = store.add("final_norm.weight", {D}, constant(1), kNoDecay);
   head_ =
       config.tie_embeddings ? embedding_ : store.add("head.weight", table, normal(config.init_std));
+}
+
+DType Model::residual_dtype() const {
+  return config_.residual == ResidualDType::f32 ? stat_dtype(store_.dtype()) : store_.dtype();
 }
 
 Model::Tape Model::forward(const Context& ctx, const ModelInput& input,
@@ -90,7 +94,7 @@ Model::Tape Model::forward(const Context& ctx, const ModelInput& input,
   };
   for (size_t i = 0; i < branches_.size(); ++i) {
     Frame frame{.mark = ctx.saved->mark(), .residual = {}, .rstd = {}, .saved = nullptr};
-    frame.residual = ctx.saved->alloc(dims, dtype);
+    frame.residual = ctx.saved->alloc(dims, residual_dtype());
     if (i == 0) {
       embedding_forward(
           ctx, {.tokens = input.tokens, .weight = store_.value(embedding_), .y = frame.residual});
@@ -106,7 +110,7 @@ Model::Tape Model::forward(const Context& ctx, const ModelInput& input,
     tape.frames.push_back(std::move(frame));
   }
   tape.hidden = ctx.saved->alloc(dims, dtype);
-  norm(final_norm_, false, ctx.saved->alloc(dims, dtype), tape.hidden, tape.rstd);
+  norm(final_norm_, false, ctx.saved->alloc(dims, residual_dtype()), tape.hidden, tape.rstd);
   return tape;
 }
 
@@ -115,7 +119,10 @@ void Model::train(const Context& ctx, const ModelInput& input, const TrainingPas
   Tape tape = forward(ctx, input, pass);
   const ArenaScope scope(*ctx.scratch);
   const auto [B, T] = input.tokens.shape<2>("tokens: (B, T)");
-  const TensorView dresidual = ctx.scratch->alloc(tape.hidden.dims, tape.hidden.dtype);
+  const TensorView dhidden = ctx.scratch->alloc(tape.hidden.dims, tape.hidden.dtype);
+  ResidualGradient dresidual{.sum = dhidden, .rounded = dhidden};
+  if (tape.residual.dtype != dhidden.dtype)
+    dresidual.sum = ctx.scratch->alloc(tape.residual.dims, tape.residual.dtype);
   {
     const ArenaScope head_scope(*ctx.scratch);
     const TensorView losses = ctx.scratch->alloc({B, T}, stat_dtype(store_.dtype()));
@@ -124,15 +131,16 @@ void Model::train(const Context& ctx, const ModelInput& input, const TrainingPas
                                        .targets = input.targets,
                                        .losses = losses,
                                        .loss_sum = pass.loss,
-                                       .dhidden = dresidual,
+                                       .dhidden = dhidden,
                                        .dweight = store_.grad(head_),
                                        .step_scale = pass.loss_scale});
   }
-  rms_norm_backward(ctx, {.dy = dresidual,
+  rms_norm_backward(ctx, {.dy = dhidden,
                           .sum = tape.residual,
                           .weight = store_.value(final_norm_),
                           .rstd = tape.rstd,
-                          .dx = dresidual,
+                          .dx = dresidual.sum,
+                          .dx_rounded = dresidual.mixed() ? dresidual.rounded : TensorView{},
                           .dweight = store_.grad(final_norm_)});
   backward(ctx, input, pass, tape, dresidual);
 }
@@ -140,7 +148,7 @@ void Model::train(const Context& ctx, const ModelInput& input, const TrainingPas
 // The forward read bottom-up; dresidual is the gradient of the residual stream below the final
 // norm.
 void Model::backward(const Context& ctx, const ModelInput& input, const TrainingPass& pass,
-                     Tape& tape, const TensorView& dresidual) const {
+                     Tape& tape, const ResidualGradient& dresidual) const {
   const auto ready = [&](ParameterId id) {
     if (pass.gradient_ready) pass.gradient_ready(id);
   };
@@ -151,7 +159,7 @@ void Model::backward(const Context& ctx, const ModelInput& input, const Training
     Frame& frame = tape.frames[i];
     {
       const ArenaScope scope(*ctx.scratch);
-      const TensorView dx = ctx.scratch->alloc(dresidual.dims, dresidual.dtype);
+      const TensorView dx = ctx.scratch->alloc(dresidual.rounded.dims, dresidual.rounded.dtype);
       // The last branch's input is there still.
       if (i + 1 < branches_.size()) {
         rms_norm_forward(ctx, {.x = frame.residual,
@@ -159,21 +167,22 @@ void Model::backward(const Context& ctx, const ModelInput& input, const Training
                                .y = tape.normed,
                                .eps = config_.norm_eps});
       }
-      branch.layer->backward(ctx, input.rows, {.dy = dresidual, .dx = dx}, *frame.saved);
+      branch.layer->backward(ctx, input.rows, {.dy = dresidual.rounded, .dx = dx}, *frame.saved);
       rms_norm_backward(ctx, {.dy = dx,
                               .sum = frame.residual,
                               .weight = store_.value(branch.norm),
                               .rstd = frame.rstd,
-                              .dsum = dresidual,
-                              .dx = dresidual,
+                              .dsum = dresidual.sum,
+                              .dx = dresidual.sum,
+                              .dx_rounded = dresidual.mixed() ? dresidual.rounded : TensorView{},
                               .dweight = store_.grad(branch.norm)});
     }
     frame.saved.reset();
     ctx.saved->release(frame.mark);
     for (const ParameterId id : branch.parameters) ready(id);
   }
-  embedding_backward(ctx,
-                     {.tokens = input.tokens, .dy = dresidual, .dweight = store_.grad(embedding_)});
+  embedding_backward(
+      ctx, {.tokens = input.tokens, .dy = dresidual.sum, .dweight = store_.grad(embedding_)});
   ready(embedding_);
 }
 
@@ -202,7 +211,7 @@ std::vector<StateTensor> Model::branch_state_spec(size_t branch, int64_t rows,
                                                   int64_t max_tokens) const {
   std::vector<StateTensor> specs = branches_[branch].layer->state_spec(rows, max_tokens);
   for (StateTensor& spec : specs) {
-    spec.name = fmt::format("branches.{}.{}.{}", branch, branch_configs_[branch].kind(), spec.name);
+    spec.name = fmt::format("{}.{}", branches_[branch].name, spec.name);
   }
   return specs;
 }
@@ -221,28 +230,31 @@ void Model::step(const Context& ctx, ConstTensorView tokens, int64_t position,
   const int64_t B = tokens.dim(0);
   const DType dtype = store_.dtype();
   const ArenaScope scope(*ctx.scratch);
-  const TensorView residual = ctx.scratch->alloc({B, config_.d_model}, dtype);
+  const TensorView residual = ctx.scratch->alloc({B, config_.d_model}, residual_dtype());
   const TensorView normed = ctx.scratch->alloc(residual.dims, dtype);
   const TensorView y = ctx.scratch->alloc(residual.dims, dtype);
   embedding_forward(ctx, {.tokens = tokens.reshape({B, 1}),
                           .weight = store_.value(embedding_),
                           .y = residual.reshape({B, 1, config_.d_model})});
+  const auto add_and_norm = [&](ParameterId weight, bool first) {
+    rms_norm_forward(ctx, {.x = residual,
+                           .delta = first ? TensorView{} : y,
+                           .weight = store_.value(weight),
+                           .sum = first ? TensorView{} : residual,
+                           .y = normed,
+                           .eps = config_.norm_eps});
+  };
   size_t next_state = 0;
   for (const Branch& branch : branches_) {
-    rms_norm_forward(
-        ctx,
-        {.x = residual, .weight = store_.value(branch.norm), .y = normed, .eps = config_.norm_eps});
+    add_and_norm(branch.norm, &branch == &branches_.front());
     const size_t count = branch.layer->state_spec(B, 1).size();
     const auto first = states.begin() + int64_t(next_state);
     branch.layer->step(
         ctx,
         {.x = normed, .y = y, .position = position, .states = {first, first + int64_t(count)}});
     next_state += count;
-    add(ctx, y, residual);
   }
-  rms_norm_forward(
-      ctx,
-      {.x = residual, .weight = store_.value(final_norm_), .y = normed, .eps = config_.norm_eps});
+  add_and_norm(final_norm_, branches_.empty());
   gemm(ctx, {.a = normed, .b = store_.value(head_), .c = logits, .transpose_b = true});
 }
 
@@ -264,7 +276,7 @@ std::vector<std::string> Model::exchanges() const {
   for (size_t i = 0; i < branches_.size(); ++i) {
     const std::string text = branches_[i].layer->describe_exchange();
     if (text.empty()) continue;
-    lines.push_back(fmt::format("branches.{}.{}: {}", i, branch_configs_[i].kind(), text));
+    lines.push_back(fmt::format("{}: {}", branches_[i].name, text));
   }
   return lines;
 }

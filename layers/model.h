@@ -2,7 +2,8 @@
 //
 //   res_0 = embedding(tokens);   res_{i+1} = res_i + branch_i(rms_norm_i(res_i));
 //   loss  = cross_entropy(rms_norm(res_n) head^T, targets)
-// The model owns the residual stream and its gradient. B rows, T tokens, D width, V vocabulary.
+// The model owns the residual stream and its gradient, which are of another dtype than the branches
+// where ModelConfig::residual asks for it. B rows, T tokens, D width, V vocabulary.
 #pragma once
 
 #include <functional>
@@ -82,10 +83,12 @@ class Model {
   const std::vector<BranchConfig>& branches() const { return branch_configs_; }
   const ModelConfig& config() const { return config_; }
   DType dtype() const { return store_.dtype(); }
+  DType residual_dtype() const;  // f32 in a bf16 model, unless the configuration wants bf16
   Device device() const { return store_.device(); }
 
  private:
   struct Branch {
+    std::string name;  // "branches.3.mamba2"
     ParameterId norm;
     std::unique_ptr<Layer> layer;
     std::vector<ParameterId> parameters;  // norm included
@@ -93,7 +96,7 @@ class Model {
   // What the backward needs of one branch, and where the saved arena stood before it.
   struct Frame {
     Arena::Mark mark = 0;
-    TensorView residual;  // (B, T, D), the norm's input
+    TensorView residual;  // (B, T, D) of residual_dtype(), the norm's input
     TensorView rstd;      // (B * T)
     std::unique_ptr<Saved> saved;
   };
@@ -102,14 +105,22 @@ class Model {
     // (B, T, D): the input of whichever branch runs. The backward computes it again, so that it is
     // not kept for every branch.
     TensorView normed;
-    TensorView residual;  // (B, T, D), the final norm's input
+    TensorView residual;  // (B, T, D) of residual_dtype(), the final norm's input
     TensorView hidden;    // (B, T, D), the head's input
     TensorView rstd;
+  };
+  // Of the residual stream, (B, T, D). Branches take it rounded to their dtype; without a
+  // difference the two are one tensor.
+  struct ResidualGradient {
+    TensorView sum;
+    TensorView rounded;
+
+    bool mixed() const { return sum.dtype != rounded.dtype; }
   };
 
   Tape forward(const Context& ctx, const ModelInput& input, const TrainingPass& pass) const;
   void backward(const Context& ctx, const ModelInput& input, const TrainingPass& pass, Tape& tape,
-                const TensorView& dresidual) const;
+                const ResidualGradient& dresidual) const;
 
   ModelConfig config_;
   std::vector<BranchConfig> branch_configs_;

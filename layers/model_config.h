@@ -103,7 +103,8 @@ struct ModelConfig {
     v(Field{.name = "tie_embeddings", .help = "the head shares the embedding's weights"},
       tie_embeddings);
     v(Field{.name = "norm_eps", .help = "epsilon of the norms", .min = 0}, norm_eps);
-    v(Field{.name = "residual", .help = "dtype of the residual stream"}, residual);
+    v(Field{.name = "residual", .help = "dtype of the residual stream: f32, or the model's own"},
+      residual);
     v(Field{.name = "init_std", .help = "standard deviation of initial matrices", .min = 0},
       init_std);
     v(Field{.name = "init_from", .help = "a Hugging Face folder, run or checkpoint to start from"},

@@ -113,6 +113,33 @@ TEST(Plan, PlansForGpusInBf16) {
   }
 }
 
+// However the stack is written.
+TEST(Plan, CountsTheResidualStreamInItsOwnDtype) {
+  TinyRun tiny;
+  ModelConfig& model = tiny.config.model;
+  std::vector<StackConfig> notations(4);
+  notations[0].pattern = "M-*-";
+  notations[1].layers = 2, notations[1].ffn = "mlp";
+  notations[1].attention = {.period = 2, .offset = 1};
+  notations[2].layers = 2, notations[2].ffn = "mlp", notations[2].attention.ratio = 0.5;
+  model.stack = notations[0];
+  notations[3].branches = resolve_stack(model);
+  tiny.config.device = DeviceChoice::cuda;
+  tiny.config.precision = Precision::bf16;
+  for (const StackConfig& stack : notations) {
+    model.stack = stack;
+    model.residual = ResidualDType::f32;
+    const Plan precise = make_plan(tiny.config, 1);
+    model.residual = ResidualDType::model;
+    const Plan rounded = make_plan(tiny.config, 1);
+    const int64_t stream = tiny.config.train.micro_batch * tiny.config.train.seq_len *
+                           model.d_model * int64_t(sizeof(bf16));
+    EXPECT_EQ(precise.saved - rounded.saved, 5 * stream) << "4 branches' inputs and the norm's";
+    EXPECT_GT(precise.scratch, rounded.scratch);
+    EXPECT_EQ(precise.values, rounded.values);
+  }
+}
+
 TEST(Plan, WireBytesOfExpertsAreExpectedAndBounded) {
   const TinyRun tiny("ME");
   for (const MeshShape& shape : {MeshShape{2, 2, 1}, {4, 2, 1}, {2, 2, 2}}) {
