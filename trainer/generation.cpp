@@ -6,6 +6,7 @@
 #include <cmath>
 #include <numeric>
 
+#include "kernels/core/device_memory.h"
 #include "trainer/step_memory.h"
 
 namespace sluice {
@@ -33,21 +34,58 @@ int32_t sample_token(const std::vector<float>& logits, const GenerationOptions& 
   return order[chosen - cumulative.begin()];
 }
 
+namespace {
+
+// The model's memory between tokens, and one token's way through it.
+class Generator {
+ public:
+  Generator(const Model& model, int64_t max_tokens, Stream stream)
+      : model_(model),
+        device_(model.device()),
+        arenas_(count_step(model, 1, max_tokens), {.device = device_, .stream = stream}),
+        token_(allocate({1}, DType::i32)),
+        logits_(allocate({1, model.config().vocab_size}, DType::f32)),
+        on_host_(model.config().vocab_size) {
+    for (const StateTensor& spec : model.state_spec(1, max_tokens))
+      states_.push_back(allocate(spec.dims, spec.dtype));  // zero: a document's start
+  }
+
+  // The logits behind the token.
+  const std::vector<float>& step(int32_t token, int64_t position) {
+    const Context ctx = arenas_.context();
+    copy_bytes(token_.data, device_, &token, kCpu, sizeof(token), ctx.stream);
+    model_.step(ctx, token_, position, states_, logits_);
+    copy_bytes(on_host_.data(), kCpu, logits_.data, device_, on_host_.size() * sizeof(float),
+               ctx.stream);
+    ctx.stream.sync();
+    return on_host_;
+  }
+
+ private:
+  TensorView allocate(const Dims& dims, DType dtype) {
+    memory_.emplace_back(dims.numel() * size_of(dtype), device_);
+    return TensorView(memory_.back().data(), dims, dtype, device_);
+  }
+
+  const Model& model_;
+  Device device_;
+  std::vector<Buffer> memory_;
+  StepArenas arenas_;
+  TensorView token_, logits_;
+  std::vector<TensorView> states_;
+  std::vector<float> on_host_;
+};
+
+}  // namespace
+
 void generate(const Model& model, const std::vector<int32_t>& prompt,
-              const GenerationOptions& options, const std::function<bool(int32_t)>& emit) {
+              const GenerationOptions& options, const std::function<bool(int32_t)>& emit,
+              Stream stream) {
   if (prompt.empty()) throw UsageError("a prompt needs at least one token");
   SLUICE_CHECK(model.dtype() == DType::f32, "generation runs in f32");
-  const int64_t V = model.config().vocab_size;
   const int64_t max_tokens = int64_t(prompt.size()) + options.tokens;
-  std::vector<Buffer> memory;
-  std::vector<TensorView> states;
-  for (const StateTensor& spec : model.state_spec(1, max_tokens)) {
-    memory.emplace_back(spec.dims.numel() * size_of(spec.dtype), kCpu);  // zero: a document's start
-    states.emplace_back(memory.back().data(), spec.dims, spec.dtype);
-  }
-  StepArenas arenas(count_step(model, 1, max_tokens));
-  std::vector<float> logits(V);
-  const TensorView logits_view(logits.data(), {1, V});
+  Generator generator(model, max_tokens, stream);
+  std::vector<float> logits;
   for (int64_t position = 0; position < max_tokens; ++position) {
     const int64_t sampled = position - int64_t(prompt.size());
     int32_t token;
@@ -58,7 +96,7 @@ void generate(const Model& model, const std::vector<int32_t>& prompt,
       if (!emit(token) || token == options.stop_token) return;
     }
     if (position + 1 == max_tokens) return;
-    model.step(arenas.context(), ConstTensorView(&token, {1}), position, states, logits_view);
+    logits = generator.step(token, position);
   }
 }
 

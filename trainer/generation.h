@@ -20,9 +20,11 @@ struct GenerationOptions {
 };
 
 // Feeds the prompt (at least one token), then samples. `emit` sees each sampled token; it may
-// return false to stop. Sampling is a pure function of (logits, seed, position).
+// return false to stop. Sampling is a pure function of (logits, seed, position), and on the host:
+// of a model on a GPU the logits of every token come back.
 void generate(const Model& model, const std::vector<int32_t>& prompt,
-              const GenerationOptions& options, const std::function<bool(int32_t)>& emit);
+              const GenerationOptions& options, const std::function<bool(int32_t)>& emit,
+              Stream stream = {});
 
 // The choice among logits (V), by the n-th draw of the seed.
 int32_t sample_token(const std::vector<float>& logits, const GenerationOptions& options, int64_t n);

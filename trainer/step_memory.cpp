@@ -71,6 +71,13 @@ ArenaPeaks count_training(const Model& model, int64_t B, int64_t T) {
   return count(model.device(), [&](const Context& ctx) { count_both(ctx, model, rows.input()); });
 }
 
+ArenaPeaks count_evaluation(const Model& model, int64_t B, int64_t T) {
+  const CountingRows rows(model.device(), B, T);
+  const TensorView loss(nullptr, {1}, DType::f64, model.device());
+  return count(model.device(),
+               [&](const Context& ctx) { model.evaluate(ctx, rows.input(), loss); });
+}
+
 ArenaPeaks count_logits(const Model& model, int64_t B, int64_t T) {
   const CountingRows rows(model.device(), B, T);
   const TensorView logits(nullptr, {B, T, model.config().vocab_size}, stat_dtype(model.dtype()),
@@ -86,8 +93,10 @@ ArenaPeaks count_step(const Model& model, int64_t B, int64_t max_tokens) {
   }
   const ConstTensorView tokens(nullptr, {B}, DType::i32, model.device());
   const TensorView logits(nullptr, {B, model.config().vocab_size}, model.dtype(), model.device());
-  return count(model.device(),
-               [&](const Context& ctx) { model.step(ctx, tokens, 0, states, logits); });
+  return count(model.device(), [&](const Context& ctx) {
+    for (const int64_t position : {int64_t{0}, max_tokens - 1})
+      model.step(ctx, tokens, position, states, logits);
+  });
 }
 
 }  // namespace sluice

@@ -46,7 +46,9 @@ class PlannedModel {
 
 // Of models without groups: B rows of T tokens.
 ArenaPeaks count_training(const Model& model, int64_t B, int64_t T);
+ArenaPeaks count_evaluation(const Model& model, int64_t B, int64_t T);
 ArenaPeaks count_logits(const Model& model, int64_t B, int64_t T);
+// Of Model::step, at the first and the last of so many tokens.
 ArenaPeaks count_step(const Model& model, int64_t B, int64_t max_tokens);
 
 // The two arenas of a rank and the context over them.

@@ -80,6 +80,8 @@ struct EvalOptions {
   int64_t seq_len = 0;
   int64_t rows = 0;
   int64_t batch = 4;
+  std::string device = "auto";
+  bool bf16 = false;
   bool json = false;
   void declare(OptionList& o) {
     o.positional("MODEL", model, "run, checkpoint or Hugging Face folder");
@@ -88,6 +90,8 @@ struct EvalOptions {
     o.value("--seq-len", seq_len, "tokens of a row; 0: as trained", 0);
     o.value("--rows", rows, "rows to evaluate; 0: all", 0);
     o.value("--batch", batch, "rows of a forward pass", 1);
+    o.value("--device", device, "auto: a GPU where there is one; cpu; cuda");
+    o.flag("--bf16", bf16, "compute in bf16, on a GPU");
     o.flag("--json", json, "print JSON");
   }
 };
@@ -100,6 +104,7 @@ struct GenerateOptions {
   int64_t seed = 1;
   double temperature = 1;
   int64_t top_k = 0;
+  std::string device = "auto";
   bool json = false;
   void declare(OptionList& o) {
     o.positional("MODEL", model, "run, checkpoint or Hugging Face folder");
@@ -108,6 +113,7 @@ struct GenerateOptions {
     o.value("--seed", seed, "of the sampling", 0);
     o.value("--temperature", temperature, "0: the likeliest token", 0, 1000);
     o.value("--top-k", top_k, "sample among this many; 0: all", 0);
+    o.value("--device", device, "auto: a GPU where there is one; cpu; cuda");
     o.flag("--json", json, "print JSON");
   }
 };

@@ -6,6 +6,7 @@
 #include "kernels/core/threads.h"
 #include "parallel/self_communicator.h"
 #include "trainer/commands/commands.h"
+#include "trainer/device_choice.h"
 #include "trainer/evaluation.h"
 #include "trainer/model_source.h"
 #include "trainer/step_memory.h"
@@ -27,7 +28,10 @@ double ngram_bits_per_byte(const std::string& train, TokenStore& held_out) {
 
 int run_eval(const EvalOptions& options) {
   set_num_threads(default_num_threads(1));
-  const LoadedModel loaded = load_model(options.model);
+  const Precision precision = options.bf16 ? Precision::bf16 : Precision::f32;
+  const Device device = choose_device(parse_device(options.device), precision);
+  const LoadedModel loaded =
+      move_model(load_model(options.model), device, compute_dtype(precision));
   TokenStore store(options.data);
   if (store.header().vocab_size > loaded.config.vocab_size) {
     throw UsageError(fmt::format(
@@ -36,8 +40,10 @@ int run_eval(const EvalOptions& options) {
   }
   const int64_t trained = loaded.seq_len > 0 ? loaded.seq_len : kDefaultSeqLen;
   const int64_t seq_len = options.seq_len > 0 ? options.seq_len : trained;
-  StepArenas arenas(count_training(*loaded.model, options.batch, seq_len));
-  const std::unique_ptr<Communicator> self = make_self_communicator();
+  const OwnedStream stream(device);
+  const Place place{.device = device, .stream = stream};
+  StepArenas arenas(count_evaluation(*loaded.model, options.batch, seq_len), place);
+  const std::unique_ptr<Communicator> self = make_self_communicator(place);
   const EvaluationResult result =
       evaluate(arenas.context(), *loaded.model, store, Mesh(*self, {}),
                {.seq_len = seq_len, .micro_batch = options.batch, .max_rows = options.rows});

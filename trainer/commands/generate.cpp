@@ -5,6 +5,7 @@
 #include "data/tokenizer.h"
 #include "kernels/core/threads.h"
 #include "trainer/commands/commands.h"
+#include "trainer/device_choice.h"
 #include "trainer/generation.h"
 #include "trainer/model_source.h"
 
@@ -12,7 +13,9 @@ namespace sluice {
 
 int run_generate(const GenerateOptions& options) {
   set_num_threads(default_num_threads(1));
-  const LoadedModel loaded = load_model(options.model);
+  const Device device = choose_device(parse_device(options.device), Precision::f32);
+  const LoadedModel loaded = move_model(load_model(options.model), device, DType::f32);
+  const OwnedStream stream(device);
   const ByteTokenizer tokenizer;  // the one there is
   if (loaded.config.vocab_size < tokenizer.vocab_size()) {
     throw UsageError(fmt::format(
@@ -30,12 +33,13 @@ int run_generate(const GenerateOptions& options) {
                                      .vocab_size = tokenizer.vocab_size(),
                                      .stop_token = tokenizer.end_of_document()};
   if (!options.json) print(options.prompt);
-  generate(*loaded.model, prompt, generation, [&](int32_t token) {
+  const auto emit = [&](int32_t token) {
     if (token == tokenizer.end_of_document()) return false;
     sampled.push_back(token);
     if (!options.json) print(tokenizer.decode({&token, 1}));
     return true;
-  });
+  };
+  generate(*loaded.model, prompt, generation, emit, stream);
   const std::string text = tokenizer.decode(sampled);
   const auto replace = nlohmann::json::error_handler_t::replace;  // bytes need not be UTF-8
   const nlohmann::json report = {{"prompt", options.prompt}, {"text", text}, {"tokens", sampled}};
