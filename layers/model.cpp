@@ -5,6 +5,7 @@
 
 #include <array>
 
+#include "kernels/core/profile_range.h"
 #include "kernels/embedding/embedding.h"
 #include "kernels/gemm/gemm.h"
 #include "kernels/linear_xent/linear_xent.h"
@@ -73,6 +74,7 @@ DType Model::residual_dtype() const {
 
 Model::Tape Model::forward(const Context& ctx, const ModelInput& input,
                            const TrainingPass& pass) const {
+  const ProfileRange range("forward");
   const auto [B, T] = input.tokens.shape<2>("tokens: (B, T)");
   const DType dtype = store_.dtype();
   const Dims dims{B, T, config_.d_model};
@@ -93,6 +95,7 @@ Model::Tape Model::forward(const Context& ctx, const ModelInput& input,
     tape.residual = sum;
   };
   for (size_t i = 0; i < branches_.size(); ++i) {
+    const ProfileRange branch_range(branches_[i].name);
     Frame frame{.mark = ctx.saved->mark(), .residual = {}, .rstd = {}, .saved = nullptr};
     frame.residual = ctx.saved->alloc(dims, residual_dtype());
     if (i == 0) {
@@ -124,6 +127,7 @@ void Model::train(const Context& ctx, const ModelInput& input, const TrainingPas
   if (tape.residual.dtype != dhidden.dtype)
     dresidual.sum = ctx.scratch->alloc(tape.residual.dims, tape.residual.dtype);
   {
+    const ProfileRange range("head and loss");
     const ArenaScope head_scope(*ctx.scratch);
     const TensorView losses = ctx.scratch->alloc({B, T}, stat_dtype(store_.dtype()));
     linear_xent_forward_backward(ctx, {.hidden = tape.hidden,
@@ -149,6 +153,7 @@ void Model::train(const Context& ctx, const ModelInput& input, const TrainingPas
 // norm.
 void Model::backward(const Context& ctx, const ModelInput& input, const TrainingPass& pass,
                      Tape& tape, const ResidualGradient& dresidual) const {
+  const ProfileRange range("backward");
   const auto ready = [&](ParameterId id) {
     if (pass.gradient_ready) pass.gradient_ready(id);
   };
@@ -156,6 +161,7 @@ void Model::backward(const Context& ctx, const ModelInput& input, const Training
   ready(final_norm_);
   for (size_t i = branches_.size(); i-- > 0;) {
     const Branch& branch = branches_[i];
+    const ProfileRange branch_range(branch.name);
     Frame& frame = tape.frames[i];
     {
       const ArenaScope scope(*ctx.scratch);

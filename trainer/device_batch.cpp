@@ -1,27 +1,81 @@
 #include "trainer/device_batch.h"
 
-#include "kernels/core/device_memory.h"
+#include <array>
+#include <cstring>
+#include <utility>
 
 namespace sluice {
 
-void DeviceBatch::load(const Context& ctx, Batch batch) {
-  batch_ = std::move(batch);
-  tokens_ = batch_->tokens();
-  targets_ = batch_->targets();
-  rows_ = batch_->rows();
-  if (ctx.device.is_cpu()) return;
-  ConstTensorView* const views[] = {&tokens_, &targets_, &rows_.doc_begin, &rows_.local_doc_begin,
-                                    &rows_.positions};
-  size_t needed = 0, used = 0;
-  for (ConstTensorView* view : views) needed += align_up(view->numel() * size_of(view->dtype));
-  if (!ctx.counting() && storage_.bytes() < needed) storage_ = Buffer(needed, ctx.device);
-  for (ConstTensorView* view : views) {
-    const size_t bytes = view->numel() * size_of(view->dtype);
-    char* const data = ctx.counting() ? nullptr : static_cast<char*>(storage_.data()) + used;
-    if (!ctx.counting()) copy_bytes(data, ctx.device, view->data, kCpu, bytes, ctx.stream);
-    *view = ConstTensorView(data, view->dims, view->dtype, ctx.device);
-    used += align_up(bytes);
+namespace {
+
+using Tensors = std::array<ConstTensorView, 5>;
+
+Tensors tensors_of(const Batch& batch) {
+  const Rows& rows = batch.rows();
+  return {batch.tokens(), batch.targets(), rows.doc_begin, rows.local_doc_begin, rows.positions};
+}
+
+size_t bytes_of(const ConstTensorView& view) { return view.numel() * size_of(view.dtype); }
+
+// One after the other, each aligned.
+size_t packed_bytes(const Tensors& tensors) {
+  size_t bytes = 0;
+  for (const ConstTensorView& view : tensors) bytes += align_up(bytes_of(view));
+  return bytes;
+}
+
+}  // namespace
+
+void DeviceBatch::stage(const Context& ctx, Batch batch, Stream copies) {
+  next_ = std::move(batch);
+  if (ctx.device.is_cpu() || ctx.counting()) return;
+  const Tensors tensors = tensors_of(*next_);
+  const size_t bytes = packed_bytes(tensors);
+  copied_.wait();  // no copy reads pinned_; while a step runs, the last one is long over
+  if (pinned_.bytes() < bytes) {
+    pinned_ = PinnedBuffer(bytes);
+    staging_ = Buffer(bytes, ctx.device);
   }
+  char* to = pinned_.data();
+  for (const ConstTensorView& view : tensors) {
+    std::memcpy(to, view.data, bytes_of(view));
+    to += align_up(bytes_of(view));
+  }
+  committed_.order(copies);
+  copy_bytes(staging_.data(), ctx.device, pinned_.data(), kCpu, bytes, copies);
+  copied_.record(copies);
+}
+
+void DeviceBatch::commit(const Context& ctx) {
+  SLUICE_CHECK(staged(), "commit() needs a staged batch");
+  batch_ = std::exchange(next_, std::nullopt);
+  Tensors tensors = tensors_of(*batch_);
+  if (ctx.device.is_cuda()) {
+    const size_t bytes = packed_bytes(tensors);
+    if (!ctx.counting()) {
+      if (storage_.bytes() < bytes) storage_ = Buffer(bytes, ctx.device);
+      copied_.order(ctx.stream);
+      copy_bytes(storage_.data(), ctx.device, staging_.data(), ctx.device, bytes, ctx.stream);
+      committed_.record(ctx.stream);
+    }
+    char* at = static_cast<char*>(storage_.data());
+    for (ConstTensorView& view : tensors) {
+      const size_t used = align_up(bytes_of(view));
+      view = ConstTensorView(at, view.dims, view.dtype, ctx.device);
+      if (at != nullptr) at += used;
+    }
+  }
+  rows_ = batch_->rows();
+  tokens_ = tensors[0];
+  targets_ = tensors[1];
+  rows_.doc_begin = tensors[2];
+  rows_.local_doc_begin = tensors[3];
+  rows_.positions = tensors[4];
+}
+
+void DeviceBatch::load(const Context& ctx, Batch batch) {
+  stage(ctx, std::move(batch), ctx.stream);
+  commit(ctx);
 }
 
 }  // namespace sluice

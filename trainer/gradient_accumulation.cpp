@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "kernels/core/host_copy.h"
+#include "kernels/core/profile_range.h"
 #include "kernels/elementwise/elementwise.h"
 #include "kernels/grad_norm/grad_norm.h"
 #include "parallel/halving_tree.h"
@@ -43,7 +44,9 @@ GradientAccumulation::GradientAccumulation(ParameterStore& store, const Model& m
       mesh_(mesh),
       micro_batches_(micro_batches),
       tree_(store.device().is_cuda() ? 1 : micro_batches.count),
-      statistics_(model.expert_branches(), store.device(), allocate) {
+      statistics_(model.expert_branches(), store.device(), allocate),
+      batches_(micro_batches.count),
+      copies_(allocate ? store.device() : kCpu) {
   for (const ShardedArena::Group& group : arena.groups()) {
     reducers_.emplace_back(
         *group.ranks, group.buckets,
@@ -109,6 +112,7 @@ void GradientAccumulation::ready(ParameterId id) {
 }
 
 void GradientAccumulation::finish_reduction(const Context& ctx) {
+  const ProfileRange range("reduce");
   for (GradientReducer& reducer : reducers_) reducer.finish(ctx.stream);
 }
 
@@ -155,8 +159,18 @@ void GradientAccumulation::load(const Context& ctx, const std::function<Batch()>
                                 double loss_scale) {
   if (!ctx.counting())
     copy_bytes(loss_scale_.data, ctx.device, &loss_scale, kCpu, sizeof(double), ctx.stream);
-  batches_.resize(micro_batches_.count);
-  for (DeviceBatch& batch : batches_) batch.load(ctx, next_batch());
+  for (DeviceBatch& batch : batches_) {
+    if (!batch.staged()) batch.stage(ctx, next_batch(), ctx.stream);
+    batch.commit(ctx);
+  }
+}
+
+void GradientAccumulation::stage(const Context& ctx, const std::function<Batch()>& next_batch) {
+  for (DeviceBatch& batch : batches_) batch.stage(ctx, next_batch(), copies_);
+}
+
+void GradientAccumulation::discard_staged() {
+  for (DeviceBatch& batch : batches_) batch.discard_staged();
 }
 
 void GradientAccumulation::run(const Context& ctx, const Model& model, const Step& step) {

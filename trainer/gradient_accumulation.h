@@ -60,8 +60,12 @@ class GradientAccumulation {
     RoutingTape* routing = nullptr;          // optional
     const CarriedStates* carried = nullptr;  // optional
   };
-  // Takes the step's micro-batches, in order, and 1 / target tokens of the step, world-wide.
+  // Takes the step's micro-batches, in order, unless they were staged, and 1 / target tokens of the
+  // step, world-wide.
   void load(const Context& ctx, const std::function<Batch()>& next_batch, double loss_scale);
+  // On a GPU: takes the micro-batches of the next step, which travel while this one runs.
+  void stage(const Context& ctx, const std::function<Batch()>& next_batch);
+  void discard_staged();
   // Runs every micro-batch and reduces, without waiting for a GPU. Afterwards gradients() holds the
   // world's sum of what this rank owns (with zero 0: of everything).
   void run(const Context& ctx, const Model& model, const Step& step);
@@ -107,6 +111,7 @@ class GradientAccumulation {
   TensorView loss_;                   // (1) f64
   StatisticsBuffer statistics_;       // expert counts of this step
   std::vector<DeviceBatch> batches_;  // of the step
+  OwnedStream copies_;                // of the next step's batches
 };
 
 }  // namespace sluice

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "kernels/core/device_memory.h"
+#include "kernels/core/profile_range.h"
 #include "kernels/elementwise/elementwise.h"
 #include "kernels/grad_norm/grad_norm.h"
 
@@ -73,6 +74,7 @@ EngineMemory StepEngine::memory() const {
 }
 
 StepReport StepEngine::step(const StepInput& input) {
+  const ProfileRange range("step");
   const Context ctx = arenas_.context();
   optimizer_.begin_update(ctx, input.lr);
   accumulation_.load(ctx, input.next_batch, per_target(input));
@@ -86,6 +88,7 @@ StepReport StepEngine::step(const StepInput& input) {
     graph_->capture(place_.stream, [&] { enqueue(input); });
     graph_->launch(place_.stream);
   }
+  if (input.stage_next && place_.device.is_cuda()) accumulation_.stage(ctx, input.next_batch);
   StepReport report = read_report(input);
   end_step(report);
   return report;
@@ -133,6 +136,7 @@ void StepEngine::clip() {
 
 // A bucket's values are on their way while the next bucket is updated.
 void StepEngine::update() {
+  const ProfileRange range("optimizer");
   const Context ctx = arenas_.context();
   const HeldTensor gradients = accumulation_.gradients();
   if (!arena_.shards_state()) return optimizer_.update(ctx, gradients, {0, store_.flat_size()});

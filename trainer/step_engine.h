@@ -35,6 +35,8 @@ struct StepInput {
   int64_t targets = 0;  // target tokens of the whole step, world-wide
   // This rank's micro-batches in order: num_micro_batches() calls.
   std::function<Batch()> next_batch = {};
+  // next_batch goes on with the next step's: a GPU takes them while this step runs.
+  bool stage_next = false;
   RoutingTape* routing = nullptr;  // optional
 };
 
@@ -94,6 +96,9 @@ class StepEngine {
   const Place& place() const { return place_; }
   EngineMemory memory() const;
   bool uses_graph() const { return graph_ != nullptr; }
+
+  // Batches that were taken for the next step, if there are any, are not those of the next step.
+  void discard_staged() { accumulation_.discard_staged(); }
 
   // Collective. The last step's gradient, unclipped, into a flat tensor of the store's layout: of
   // all parameters that this rank holds, whoever owns them.

@@ -44,6 +44,7 @@ Trainer::Trainer(const Config& config, const Mesh& mesh, const Place& place)
 void Trainer::set_steps_done(int64_t steps, int64_t rows_done) {
   steps_done_ = steps;
   prefetcher_.reset();
+  engine_.discard_staged();
   sampler_ = open_sampler(config_, steps, rows_done);
   start_prefetch();
 }
@@ -67,12 +68,15 @@ StepReport Trainer::step() {
   const int64_t step = steps_done_ + 1;
   const double lr =
       learning_rate(config_.schedule, config_.optimizer.lr, step, config_.train.steps);
-  StepReport report =
-      engine_.step({.lr = lr, .targets = sampler_->count_targets(steps_done_), .next_batch = [&] {
-                      std::optional<Batch> batch = prefetcher_->next();
-                      SLUICE_CHECK(batch.has_value(), "the sampler ended before step ", step);
-                      return std::move(*batch);
-                    }});
+  const auto next_batch = [&] {
+    std::optional<Batch> batch = prefetcher_->next();
+    SLUICE_CHECK(batch.has_value(), "the sampler ended at step ", step);
+    return std::move(*batch);
+  };
+  StepReport report = engine_.step({.lr = lr,
+                                    .targets = sampler_->count_targets(steps_done_),
+                                    .next_batch = next_batch,
+                                    .stage_next = step < config_.train.steps});
   report.step = step;
   report.data_wait_s = prefetcher_->take_wait_seconds();
   steps_done_ = step;

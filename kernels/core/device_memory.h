@@ -13,13 +13,17 @@
 
 namespace sluice {
 
-// 0 in a build without CUDA, or on a machine without a GPU.
+// 0 in a build without CUDA, or on a machine without a GPU that this build can use.
 int num_cuda_devices();
+// Why there is none, and what to do.
+std::string why_no_cuda_device();
 
 // What the build has: "13.0 (sm_80, sm_90a)", or "none".
 std::string cuda_version();
 // Bytes of a GPU's memory, or of the host's.
 size_t memory_of(Device device);
+// What nobody has allocated of a GPU's memory; of the host, all of it.
+size_t free_memory_of(Device device);
 
 // Null for no bytes; else zero-filled, aligned to at least 256 bytes. Throws IoError naming the
 // size and what to lower.
@@ -38,6 +42,40 @@ std::vector<double> to_host(const ConstTensorView& values, Stream stream);
 // On the host a stream is nothing.
 Stream make_stream(Device device);
 void destroy_stream(Stream stream) noexcept;
+
+// Host memory from which a GPU copies by itself, while the host goes on.
+class PinnedBuffer {
+ public:
+  PinnedBuffer() = default;
+  explicit PinnedBuffer(size_t bytes);
+  ~PinnedBuffer();
+  PinnedBuffer(PinnedBuffer&& other) noexcept;
+  PinnedBuffer& operator=(PinnedBuffer&& other) noexcept;
+
+  char* data() const { return static_cast<char*>(data_); }
+  size_t bytes() const { return bytes_; }
+
+ private:
+  void* data_ = nullptr;
+  size_t bytes_ = 0;
+};
+
+// A point in the work of a stream. One that was never recorded is behind everything.
+class StreamMark {
+ public:
+  StreamMark() = default;
+  ~StreamMark();
+  StreamMark(StreamMark&& other) noexcept;
+  StreamMark& operator=(StreamMark&& other) noexcept;
+
+  void record(Stream stream);
+  // What `stream` is given from now on waits for the mark; so does the host.
+  void order(Stream stream) const;
+  void wait() const;
+
+ private:
+  void* handle_ = nullptr;
+};
 
 // Work that was recorded once and is launched as a whole. Of GPUs only.
 class DeviceGraph {

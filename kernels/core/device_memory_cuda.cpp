@@ -21,6 +21,21 @@ int num_cuda_devices() {
   return cudaGetDeviceCount(&count) == cudaSuccess ? count : 0;
 }
 
+std::string why_no_cuda_device() {
+  int count = 0, driver = 0;
+  const cudaError_t status = cudaGetDeviceCount(&count);
+  const bool known = cudaDriverGetVersion(&driver) == cudaSuccess && driver > 0;
+  const auto name = [](int version) { return concat(version / 1000, ".", version % 1000 / 10); };
+  if (status == cudaErrorInsufficientDriver && known) {
+    return concat("the GPU driver supports CUDA up to ", name(driver), ", this build has ",
+                  name(CUDART_VERSION), ": update the driver, or build with an older CUDA");
+  }
+  if (!known) return "no GPU driver is installed: see nvidia-smi";
+  if (status != cudaSuccess && status != cudaErrorNoDevice)
+    return concat("GPUs cannot be used: ", cudaGetErrorString(status), ": see nvidia-smi");
+  return "no GPU is found: see nvidia-smi and CUDA_VISIBLE_DEVICES";
+}
+
 std::string cuda_version() {
   return concat(CUDART_VERSION / 1000, ".", CUDART_VERSION % 1000 / 10, " (",
                 SLUICE_CUDA_ARCHITECTURES, ")");
@@ -32,6 +47,14 @@ size_t memory_of(Device device) {
   size_t free = 0, total = 0;
   CUDA_CHECK(cudaMemGetInfo(&free, &total));
   return total;
+}
+
+size_t free_memory_of(Device device) {
+  if (device.is_cpu()) return host_memory_bytes();
+  use(device);
+  size_t free = 0, total = 0;
+  CUDA_CHECK(cudaMemGetInfo(&free, &total));
+  return free;
 }
 
 void* allocate_bytes(size_t bytes, Device device) {
@@ -88,6 +111,34 @@ Stream make_stream(Device device) {
 
 void destroy_stream(Stream stream) noexcept {
   if (stream.handle != nullptr) cudaStreamDestroy(handle_of(stream));
+}
+
+PinnedBuffer::PinnedBuffer(size_t bytes) : bytes_(bytes) {
+  if (bytes > 0) CUDA_CHECK(cudaHostAlloc(&data_, bytes, cudaHostAllocDefault));
+}
+
+PinnedBuffer::~PinnedBuffer() {
+  if (data_ != nullptr) cudaFreeHost(data_);
+}
+
+void StreamMark::record(Stream stream) {
+  cudaEvent_t event = static_cast<cudaEvent_t>(handle_);
+  if (event == nullptr) CUDA_CHECK(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
+  handle_ = event;
+  CUDA_CHECK(cudaEventRecord(event, handle_of(stream)));
+}
+
+void StreamMark::order(Stream stream) const {
+  if (handle_ != nullptr)
+    CUDA_CHECK(cudaStreamWaitEvent(handle_of(stream), static_cast<cudaEvent_t>(handle_), 0));
+}
+
+void StreamMark::wait() const {
+  if (handle_ != nullptr) CUDA_CHECK(cudaEventSynchronize(static_cast<cudaEvent_t>(handle_)));
+}
+
+StreamMark::~StreamMark() {
+  if (handle_ != nullptr) cudaEventDestroy(static_cast<cudaEvent_t>(handle_));
 }
 
 DeviceGraph::~DeviceGraph() {

@@ -20,12 +20,18 @@ void require_host(Device device) {
 
 int num_cuda_devices() { return 0; }
 
+std::string why_no_cuda_device() {
+  return "this build has no CUDA: build with SLUICE_WITH_CUDA=ON";
+}
+
 std::string cuda_version() { return "none"; }
 
 size_t memory_of(Device device) {
   require_host(device);
   return host_memory_bytes();
 }
+
+size_t free_memory_of(Device device) { return memory_of(device); }
 
 void* allocate_bytes(size_t bytes, Device device) {
   if (bytes == 0) return nullptr;  // of a plan for a GPU
@@ -54,6 +60,20 @@ Stream make_stream(Device device) {
 void destroy_stream(Stream) noexcept {}
 
 void Stream::sync() const {}
+
+PinnedBuffer::PinnedBuffer(size_t) {
+  throw Error(ExitCode::bug, "pinned memory is for copies to GPUs");
+}
+
+PinnedBuffer::~PinnedBuffer() = default;
+
+StreamMark::~StreamMark() = default;
+
+void StreamMark::record(Stream) {}
+
+void StreamMark::order(Stream) const {}
+
+void StreamMark::wait() const {}
 
 DeviceGraph::~DeviceGraph() = default;
 

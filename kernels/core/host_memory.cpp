@@ -4,6 +4,7 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <utility>
 
 #include "kernels/core/arena.h"
 #include "kernels/core/device_memory.h"
@@ -26,6 +27,23 @@ void free_host_bytes(void* data) noexcept { std::free(data); }
 
 size_t host_memory_bytes() {
   return size_t(sysconf(_SC_PHYS_PAGES)) * size_t(sysconf(_SC_PAGE_SIZE));
+}
+
+PinnedBuffer::PinnedBuffer(PinnedBuffer&& other) noexcept
+    : data_(std::exchange(other.data_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}
+
+PinnedBuffer& PinnedBuffer::operator=(PinnedBuffer&& other) noexcept {
+  std::swap(data_, other.data_);
+  std::swap(bytes_, other.bytes_);
+  return *this;
+}
+
+StreamMark::StreamMark(StreamMark&& other) noexcept
+    : handle_(std::exchange(other.handle_, nullptr)) {}
+
+StreamMark& StreamMark::operator=(StreamMark&& other) noexcept {
+  std::swap(handle_, other.handle_);
+  return *this;
 }
 
 std::vector<double> to_host(const ConstTensorView& values, Stream stream) {
