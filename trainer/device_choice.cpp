@@ -2,7 +2,6 @@
 
 #include <fmt/format.h>
 
-#include "kernels/core/dispatch.h"
 #include "parallel/nccl_communicator.h"
 #include "parallel/self_communicator.h"
 
@@ -19,11 +18,7 @@ DeviceChoice parse_device(const std::string& word) {
 Device choose_device(DeviceChoice choice, Precision precision, int local_rank) {
   const int gpus = choice == DeviceChoice::cpu ? 0 : num_cuda_devices();
   if (choice == DeviceChoice::cuda && gpus == 0) {
-    throw UsageError(kBuiltWithCuda
-                         ? "device: cuda, but no GPU is found (or its driver is older than the "
-                           "CUDA of this build): see nvidia-smi, or set device: auto or cpu"
-                         : "device: cuda needs a build with CUDA; this one has none: set device: "
-                           "auto or cpu");
+    throw UsageError(fmt::format("device: cuda, but {}; or set device: cpu", why_no_cuda_device()));
   }
   if (gpus == 0 && precision == Precision::bf16) {
     throw UsageError("precision: bf16 on the CPU needs a build with oneDNN: set precision: f32");

@@ -58,8 +58,9 @@ int64_t available_bytes(Device device, int world) {
   return num_cuda_devices() > 0 ? int64_t(memory_of(device)) : kPlannedGpuBytes;
 }
 
-Plan plan_without_remedy(const Config& config, int world) {
+Plan plan_without_remedy(const Config& config, int world, int64_t available) {
   Plan plan;
+  plan.available = available;
   const Device device = device_of(config);
   plan.mesh = resolve_mesh({.dp = int(config.parallel.dp.value_or(kAuto)),
                             .ep = int(config.parallel.ep),
@@ -91,13 +92,12 @@ Plan plan_without_remedy(const Config& config, int world) {
   plan.saved = memory.saved;
   plan.scratch = memory.scratch;
   plan.carried = memory.carried;
-  plan.available = available_bytes(device, world);
   plan.checkpoint_bytes = 3 * plan.total_params * int64_t(sizeof(float));
   return plan;
 }
 
 // The first change of the configuration, in order of what it costs, that makes the run fit.
-std::string remedy_of(const Config& config, int world) {
+std::string remedy_of(const Config& config, int world, int64_t available) {
   std::vector<std::pair<std::string, Config>> changes;
   Config changed = config;  // each on top of those before it
   const auto add = [&](const std::string& text) {
@@ -118,7 +118,7 @@ std::string remedy_of(const Config& config, int world) {
     add("train.recompute=full");
   }
   for (const auto& [text, candidate] : changes) {
-    if (plan_without_remedy(candidate, world).fits()) return text;
+    if (plan_without_remedy(candidate, world, available).fits()) return text;
   }
   return "";
 }
@@ -132,15 +132,33 @@ std::string parameter_kind(const std::string& name) {
 }
 
 Plan make_plan(const Config& config, int world) {
-  Plan plan = plan_without_remedy(config, world);
+  return make_plan(config, world, available_bytes(device_of(config), world));
+}
+
+Plan make_plan(const Config& config, int world, int64_t available) {
+  Plan plan = plan_without_remedy(config, world, available);
   if (plan.fits()) return plan;
-  plan.remedy = remedy_of(config, world);
+  plan.remedy = remedy_of(config, world, available);
   if (!plan.remedy.empty()) return plan;
   const int64_t fixed = plan.values + plan.gradients + plan.optimizer;
   plan.remedy = fixed > plan.available
                     ? "more memory or more ranks: weights, gradients and optimizer alone do not fit"
                     : "a shorter train.seq_len, or more ranks with parallel.cp to share it";
   return plan;
+}
+
+Plan require_memory(const Config& config, int world, Device device) {
+  Plan plan = make_plan(config, world, int64_t(free_memory_of(device)));
+  require_fit(plan, device, int64_t(memory_of(device)));
+  return plan;
+}
+
+void require_fit(const Plan& plan, Device device, int64_t total) {
+  if (plan.fits()) return;
+  const auto gib = [](int64_t bytes) { return double(bytes) / double(1 << 30); };
+  throw UsageError(
+      fmt::format("a step needs {:.2f} GiB of GPU {}, where {:.2f} of {:.2f} GiB are free: try {}",
+                  gib(plan.memory()), device.index, gib(plan.available), gib(total), plan.remedy));
 }
 
 nlohmann::json to_json(const Plan& plan) {

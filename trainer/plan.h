@@ -46,6 +46,13 @@ std::string parameter_kind(const std::string& name);
 
 // Allocates nothing. Throws UsageError for an impossible mesh or batch.
 Plan make_plan(const Config& config, int world);
+// The same for a rank whose memory holds so many bytes.
+Plan make_plan(const Config& config, int world, int64_t available);
+
+// Before a run allocates on a GPU: its plan for what is free there. Throws UsageError if a step
+// does not fit, with what it needs, what is free, and what to change.
+Plan require_memory(const Config& config, int world, Device device);
+void require_fit(const Plan& plan, Device device, int64_t total);
 nlohmann::json to_json(const Plan& plan);
 std::string describe(const Plan& plan);
 

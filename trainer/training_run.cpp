@@ -8,6 +8,7 @@
 #include <chrono>
 #include <filesystem>
 
+#include "kernels/core/dispatch.h"
 #include "kernels/core/threads.h"
 #include "kernels/gemm/gemm.h"
 #include "trainer/checkpoint/config_lock.h"
@@ -17,6 +18,7 @@
 #include "trainer/environment.h"
 #include "trainer/error_report.h"
 #include "trainer/model_source.h"
+#include "trainer/plan.h"
 #include "trainer/runtime_info.h"
 #include "trainer/same_program.h"
 #include "trainer/version.h"
@@ -42,7 +44,7 @@ TrainingRun::TrainingRun(const Config& config, const RunOptions& options, World&
       peers_(*world.comm) {
   run_id_ = make_run_id();
   agree(peers_, [&] { open_folder(); });
-  agree(peers_, [&] { trainer_ = std::make_unique<Trainer>(config_, mesh_, place_); });
+  agree(peers_, [&] { make_trainer(); });
   CheckpointWriterOptions checkpointing;
   checkpointing.folder = checkpoints();
   checkpointing.run_id = run_id_;
@@ -62,6 +64,22 @@ std::string TrainingRun::make_run_id() {
   const auto now = std::chrono::system_clock::now().time_since_epoch();
   const int64_t seconds = std::chrono::duration_cast<std::chrono::seconds>(now).count();
   return peers_.all_gather(fmt::format("{:x}-{:x}", seconds, getpid()))[0];
+}
+
+// On a GPU the engine allocates all that steps use, so the difference in free memory is what the
+// plan should say.
+void TrainingRun::make_trainer() {
+  if (place_.device.is_cpu()) {
+    trainer_ = std::make_unique<Trainer>(config_, mesh_, place_);
+    return;
+  }
+  const Plan plan = require_memory(config_, peers_.size(), place_.device);
+  const size_t free = free_memory_of(place_.device);
+  trainer_ = std::make_unique<Trainer>(config_, mesh_, place_);
+  const size_t taken = free - free_memory_of(place_.device);
+  memory_note_ =
+      fmt::format("memory: plan {:.2f} GiB, device {:.2f} GiB",
+                  double(plan.memory()) / double(1 << 30), double(taken) / double(1 << 30));
 }
 
 void TrainingRun::open_folder() {
@@ -101,6 +119,9 @@ void TrainingRun::open_logs() {
                    options_.folder, short_count(double(trainer_->store().num_elements())),
                    to_string(mesh_.shape()), num_threads(),
                    double(trainer_->memory_bytes()) / double(1 << 30)));
+  if (!memory_note_.empty()) note(memory_note_);
+  if (kBuiltWithCuda && place_.device.is_cpu() && config_.device == DeviceChoice::auto_)
+    note("on the CPU: " + why_no_cuda_device());
   for (const std::string& exchange : trainer_->model().exchanges()) note(exchange);
 }
 

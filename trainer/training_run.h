@@ -58,6 +58,7 @@ class TrainingRun {
   void start_from_weights(const VerifiedCheckpoint& found);
   void check_data(const VerifiedCheckpoint& found) const;
   double measure_peak_flops();
+  void make_trainer();
 
   bool last_step() const { return trainer_->steps_done() >= config_.train.steps; }
   bool due(int64_t every) const { return every > 0 && trainer_->steps_done() % every == 0; }
@@ -86,7 +87,8 @@ class TrainingRun {
   std::unique_ptr<TensorboardWriter> tensorboard_;
   std::unique_ptr<Progress> progress_;
   std::string run_id_;
-  double peak_flops_ = 0;  // of all ranks, as measured at start
+  std::string memory_note_;  // of a GPU: what was planned, and what it has allocated
+  double peak_flops_ = 0;    // of all ranks, as measured at start
   double last_loss_ = 0;
   int64_t bad_steps_in_row_ = 0;
   int64_t saved_step_ = -1;

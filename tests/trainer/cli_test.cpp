@@ -68,6 +68,8 @@ TEST_F(Cli, UsageErrorsExitWith2) {
   expect_usage_error("config print a.yaml train.steps=0",
                      "train.steps: expected an integer of at least 1, got '0'");
   expect_usage_error("config print a.yaml steps", "expected dotted.key=value");
+  for (const char* command : {"score m --tokens t", "eval m --data d", "generate m --prompt p"})
+    expect_usage_error(std::string(command) + " --device gpu", "--device is auto, cpu or cuda");
   temp_.write("b.yaml", "train: {steps: 10}\ntrain: {steps: 11}\n");
   expect_usage_error("config print b.yaml", "b.yaml:2:1: duplicate key 'train', first on line 1");
 }

@@ -6,6 +6,7 @@
 #include <map>
 
 #include "parallel/thread_communicator.h"
+#include "tests/support/errors.h"
 #include "tests/support/tiny_run.h"
 #include "trainer/step_engine.h"
 #include "trainer/verify/synthetic_rows.h"
@@ -111,6 +112,20 @@ TEST(Plan, PlansForGpusInBf16) {
     EXPECT_EQ(plan.optimizer, on_cpu.optimizer);
     EXPECT_GT(plan.saved, 0);
   }
+}
+
+TEST(Plan, SaysWhatIsNeededWhatIsFreeAndWhatToChange) {
+  TinyRun tiny("M-*-");
+  tiny.config.device = DeviceChoice::cuda;
+  const Plan fits = make_plan(tiny.config, 1);
+  require_fit(fits, {Device::Kind::cuda, 0}, fits.memory());
+  const int64_t free = fits.memory() - 1;
+  const Plan plan = make_plan(tiny.config, 1, free);
+  EXPECT_EQ(plan.remedy, "train.micro_batch=1");
+  expect_error<UsageError>([&] { require_fit(plan, {Device::Kind::cuda, 1}, 2 * free); },
+                           {"of GPU 1", "are free", "try train.micro_batch=1"});
+  EXPECT_NE(make_plan(tiny.config, 1, 1).remedy.find("more memory or more ranks"),
+            std::string::npos);
 }
 
 // However the stack is written.
