@@ -138,9 +138,14 @@ class Communicator {
   // kNoColor. The group must not outlive this communicator.
   virtual std::unique_ptr<Communicator> split(int color, int key) = 0;
 
+  // Waits until the stream has done what it was given. Throws if a verb of this communicator, or of
+  // a group split from it, fails meanwhile: else the stream might wait for a lost peer for ever.
+  virtual void sync(const Stream& stream) { stream.sync(); }
+
   // Gives up, and takes the peers along. mpi: ends all processes with `code` and does not return.
-  // thread: every wait of every rank throws from now on. self: nothing. May be called by any
-  // thread, at any time.
+  // thread: every wait of every rank throws from now on. nccl: the same on this rank, also of
+  // groups split from it; the peers are the host communicator's part. self: nothing. May be called
+  // by any thread, at any time.
   virtual void abort(ExitCode code) = 0;
 
   // Collective: waits for what was enqueued and leaves the runtime (mpi: finalises it when this is

@@ -172,6 +172,12 @@ Communicator& Mesh::joined(std::initializer_list<Axis> axes) const {
   return *groups_[group_index(shape_, mask)];
 }
 
+void Mesh::shutdown() {
+  for (const std::unique_ptr<Communicator>& group : groups_) {
+    if (group != nullptr) group->shutdown();
+  }
+}
+
 std::vector<Mesh::Group> Mesh::groups() const {
   std::vector<Group> groups;
   for (unsigned index = 0; index < groups_.size(); ++index) {

@@ -91,6 +91,10 @@ class Mesh {
   // All of more than one rank, in a fixed order.
   std::vector<Group> groups() const;
 
+  // Collective: waits for what was enqueued and leaves the groups' runtime, before the world's.
+  // Only the destructor may follow.
+  void shutdown();
+
  private:
   void make_groups();
   std::unique_ptr<Communicator> make_group(unsigned mask) const;

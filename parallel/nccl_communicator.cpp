@@ -1,31 +1,23 @@
 #include "parallel/nccl_communicator.h"
 
-#include <cuda_runtime_api.h>
 #include <nccl.h>
 
-#include <array>
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstdlib>
 #include <thread>
 #include <vector>
 
+#include "kernels/core/cuda_check.h"
 #include "parallel/planned_communicator.h"
+#include "parallel/self_communicator.h"
 #include "parallel/verb_arguments.h"
 
-#define CUDA_CHECK(call)                                             \
+#define NCCL_CHECK(call)                                             \
   do {                                                               \
-    const cudaError_t cuda_status = (call);                          \
-    if (cuda_status != cudaSuccess) cuda_failed(#call, cuda_status); \
-  } while (0)
-
-// Communicators do not block: a call may still be in progress when it returns.
-#define NCCL_CHECK(call)                                                                         \
-  do {                                                                                           \
-    const ncclResult_t nccl_status = (call);                                                     \
-    if (nccl_status != ncclSuccess && nccl_status != ncclInProgress)                             \
-      throw Error(ExitCode::hang, concat("NCCL failed: ", ncclGetErrorString(nccl_status), " (", \
-                                         ncclGetLastError(nullptr), ") in ", #call));            \
+    const ncclResult_t nccl_status = (call);                         \
+    if (nccl_status != ncclSuccess) nccl_failed(#call, nccl_status); \
   } while (0)
 
 namespace sluice {
@@ -35,8 +27,22 @@ namespace {
 constexpr auto kPollTime = std::chrono::milliseconds(2);
 constexpr auto kSleepTime = std::chrono::microseconds(50);
 
-[[noreturn]] void cuda_failed(const char* call, cudaError_t status) {
-  throw Error(ExitCode::hang, concat("CUDA failed: ", cudaGetErrorString(status), " in ", call));
+std::string text_of(ncclResult_t status) {
+  return concat(ncclGetErrorString(status), " (", ncclGetLastError(nullptr), ")");
+}
+
+[[noreturn]] void nccl_failed(const char* call, ncclResult_t status) {
+  throw Error(ExitCode::hang, concat("NCCL failed: ", text_of(status), " in ", call));
+}
+
+// Unless the user has set them.
+void set_nccl_defaults() {
+  // NVLink multicast (NVLS) sums in the switch: another order of sums, and a resource that hosts
+  // shared by several jobs run out of. Whoever wants it says so.
+  setenv("NCCL_NVLS_ENABLE", "0", /*overwrite=*/0);
+  // Ranks connect when they start, not in a first verb: there a rank would wait for the others,
+  // who may be on their way into a verb of another group.
+  setenv("NCCL_RUNTIME_CONNECT", "0", /*overwrite=*/0);
 }
 
 template <class Done>
@@ -112,17 +118,14 @@ class NcclCompletion final : public Completion {
 class NcclCommunicator final : public Communicator {
  public:
   NcclCommunicator(Communicator& host, const NcclOptions& options);
-  // A group that holds the host's group too.
-  NcclCommunicator(std::unique_ptr<Communicator> host, const NcclOptions& options)
-      : NcclCommunicator(*host, options) {
+  // A group of `parent`, which holds the host's group too.
+  NcclCommunicator(std::unique_ptr<Communicator> host, NcclCommunicator& parent)
+      : NcclCommunicator(*host, parent.options_) {
     owned_host_ = std::move(host);
+    parent_ = &parent;
+    parent_->groups_.push_back(this);
   }
-  ~NcclCommunicator() override {
-    give_up();
-    if (token_ != nullptr) cudaFree(token_);
-    if (ready_ != nullptr) cudaEventDestroy(ready_);
-    if (stream_ != nullptr) cudaStreamDestroy(stream_);
-  }
+  ~NcclCommunicator() override;
 
   const char* name() const override { return "nccl"; }
   int rank() const override { return host_.rank(); }
@@ -140,25 +143,26 @@ class NcclCommunicator final : public Communicator {
                   int from) override;
   Event barrier() override;
   std::unique_ptr<Communicator> split(int color, int key) override;
+  void sync(const Stream& stream) override;
   void abort(ExitCode code) override;
   void shutdown() override;
   Traffic traffic(Verb verb) const override { return counter_->traffic(verb); }
 
-  // Throws if a verb of this communicator has failed, here or at a peer, and ends it.
+  // Throws if a verb of this communicator, or of a group of it, has failed, here or at a peer.
   void check_progress();
 
  private:
+  void start();
   template <class Body>
   Event enqueue(Body&& body);
   template <class Body>
   void grouped(Body&& body);
-  void settle();
-  void give_up() {
-    if (comm_ != nullptr && !ended_.exchange(true)) ncclCommAbort(comm_);
-  }
+  void give_up();
 
   Communicator& host_;
   std::unique_ptr<Communicator> owned_host_;
+  NcclCommunicator* parent_ = nullptr;
+  std::vector<NcclCommunicator*> groups_;  // that were split from this and are there still
   NcclOptions options_;
   VerbArguments arguments_;
   std::unique_ptr<Communicator> counter_;
@@ -188,54 +192,68 @@ NcclCommunicator::NcclCommunicator(Communicator& host, const NcclOptions& option
       options_(options),
       arguments_(host.rank(), host.size(), Device::Kind::cuda),
       counter_(make_planned_communicator(host.size(), host.rank())) {
-  // NVLink multicast (NVLS) sums in the switch: another order of sums, and a resource that hosts
-  // shared by several jobs run out of. Whoever wants it says so.
-  setenv("NCCL_NVLS_ENABLE", "0", /*overwrite=*/0);
   CUDA_CHECK(cudaSetDevice(options.device));
-  CUDA_CHECK(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
+  // What travels is waited for: its blocks go before those of the compute stream.
+  int least = 0, greatest = 0;
+  CUDA_CHECK(cudaDeviceGetStreamPriorityRange(&least, &greatest));
+  CUDA_CHECK(cudaStreamCreateWithPriority(&stream_, cudaStreamNonBlocking, greatest));
   CUDA_CHECK(cudaEventCreateWithFlags(&ready_, cudaEventDisableTiming));
   CUDA_CHECK(cudaMalloc(&token_, sizeof(int32_t)));
   CUDA_CHECK(cudaMemset(token_, 0, sizeof(int32_t)));
+  start();
+}
+
+// A rank that fails here leaves the others waiting: whoever runs the job aborts it (host.abort()).
+void NcclCommunicator::start() {
+  set_nccl_defaults();
+  const auto check = [&](ncclResult_t status) {
+    if (status == ncclSuccess) return;
+    throw Error(ExitCode::hang, concat("rank ", rank(), " of ", size(), " cannot start NCCL ",
+                                       nccl_version(), " on GPU ", options_.device, ": ",
+                                       text_of(status), "; NCCL_DEBUG=WARN tells more"));
+  };
   ncclUniqueId id{};
-  if (rank() == 0) NCCL_CHECK(ncclGetUniqueId(&id));
-  host_
-      .broadcast(
-          TensorView(reinterpret_cast<uint8_t*>(id.internal), {int64_t(sizeof(id.internal))}), 0)
-      .wait();
-  ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
-  config.blocking = 0;
-  NCCL_CHECK(ncclCommInitRankConfig(&comm_, size(), id, rank(), &config));
-  settle();
+  if (rank() == 0) check(ncclGetUniqueId(&id));
+  const Dims bytes{int64_t(sizeof(id.internal))};
+  host_.broadcast(TensorView(reinterpret_cast<uint8_t*>(id.internal), bytes), 0).wait();
+  check(ncclCommInitRank(&comm_, size(), id, rank()));
+}
+
+NcclCommunicator::~NcclCommunicator() {
+  if (parent_ != nullptr) std::erase(parent_->groups_, this);
+  give_up();
+  if (token_ != nullptr) cudaFree(token_);
+  if (ready_ != nullptr) cudaEventDestroy(ready_);
+  if (stream_ != nullptr) cudaStreamDestroy(stream_);
+}
+
+// Its kernels end, whatever they wait for.
+void NcclCommunicator::give_up() {
+  if (comm_ != nullptr && !ended_.exchange(true)) ncclCommAbort(comm_);
 }
 
 void NcclCommunicator::check_progress() {
   if (ended_) throw Error(ExitCode::hang, "a verb of a communicator that was given up");
   ncclResult_t state = ncclSuccess;
   NCCL_CHECK(ncclCommGetAsyncError(comm_, &state));
-  if (state == ncclSuccess || state == ncclInProgress) return;
-  const std::string reason = concat(ncclGetErrorString(state), " (", ncclGetLastError(comm_), ")");
-  give_up();
-  throw Error(ExitCode::hang, "NCCL failed: " + reason);
-}
-
-// Waits until the last call has been taken.
-void NcclCommunicator::settle() {
-  poll([&] {
-    check_progress();
-    ncclResult_t state = ncclSuccess;
-    NCCL_CHECK(ncclCommGetAsyncError(comm_, &state));
-    return state != ncclInProgress;
-  });
+  if (state != ncclSuccess) {
+    const std::string reason = text_of(state);
+    give_up();
+    throw Error(ExitCode::hang, "NCCL failed: " + reason);
+  }
+  for (NcclCommunicator* group : groups_) {
+    if (!group->ended_) group->check_progress();
+  }
 }
 
 // The verb runs after what the compute stream was given so far.
 template <class Body>
 Event NcclCommunicator::enqueue(Body&& body) {
   if (ended_) throw Error(ExitCode::hang, "a verb of a communicator that was given up");
+  CUDA_CHECK(cudaSetDevice(options_.device));  // any thread may call
   CUDA_CHECK(cudaEventRecord(ready_, static_cast<cudaStream_t>(options_.stream.handle)));
   CUDA_CHECK(cudaStreamWaitEvent(stream_, ready_, 0));
   body();
-  settle();
   return Event(std::make_shared<NcclCompletion>(*this, stream_));
 }
 
@@ -243,7 +261,12 @@ Event NcclCommunicator::enqueue(Body&& body) {
 template <class Body>
 void NcclCommunicator::grouped(Body&& body) {
   NCCL_CHECK(ncclGroupStart());
-  body();
+  try {
+    body();
+  } catch (...) {
+    ncclGroupEnd();
+    throw;
+  }
   NCCL_CHECK(ncclGroupEnd());
 }
 
@@ -376,19 +399,31 @@ std::unique_ptr<Communicator> NcclCommunicator::split(int color, int key) {
   arguments_.split(color);
   std::unique_ptr<Communicator> group = host_.split(color, key);
   if (group == nullptr) return nullptr;
-  return std::make_unique<NcclCommunicator>(std::move(group), options_);
+  if (group->size() == 1) {
+    return make_self_communicator(
+        {.device = {Device::Kind::cuda, int8_t(options_.device)}, .stream = options_.stream});
+  }
+  return std::make_unique<NcclCommunicator>(std::move(group), *this);
+}
+
+void NcclCommunicator::sync(const Stream& stream) {
+  poll([&] {
+    check_progress();
+    const cudaError_t status = cudaStreamQuery(static_cast<cudaStream_t>(stream.handle));
+    if (status != cudaErrorNotReady) CUDA_CHECK(status);
+    return status == cudaSuccess;
+  });
 }
 
 void NcclCommunicator::abort(ExitCode code) {
+  for (NcclCommunicator* group : groups_) group->abort(code);
   give_up();
-  host_.abort(code);
 }
 
 void NcclCommunicator::shutdown() {
   barrier().wait();
-  NCCL_CHECK(ncclCommFinalize(comm_));
-  settle();
   ended_ = true;
+  NCCL_CHECK(ncclCommFinalize(comm_));
   NCCL_CHECK(ncclCommDestroy(comm_));
   comm_ = nullptr;
   if (owned_host_ != nullptr) owned_host_->shutdown();

@@ -5,6 +5,15 @@
 // of sums is a function of ranks and topology, and a NaN may lose a max. u16 is moved, not reduced.
 // Traffic is counted as the host's algorithms move it, so that plan and counters agree: what NCCL
 // does inside is not visible.
+//
+// Every communicator has a stream of its own. A verb begins when the compute stream has come to
+// where the verb was called, and nobody waits before an event's wait() or order(): so verbs run
+// beside what the compute stream is given next, and may be recorded in a DeviceGraph with it. Such
+// a graph must be gone before shutdown().
+//
+// abort() gives up this communicator and the groups that were split from it: no kernel waits for a
+// peer any more, so that memory can be freed. Ending the peers is the host communicator's part. A
+// group of one rank is a self communicator.
 #pragma once
 
 #include <memory>

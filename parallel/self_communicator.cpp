@@ -24,6 +24,24 @@ class SelfCommunicator final : public HostCommunicator {
   [[noreturn]] void fail() { throw Error(ExitCode::bug, "a group of one rank has no peers"); }
 };
 
+// What a stream was given so far.
+class StreamCompletion final : public Completion {
+ public:
+  explicit StreamCompletion(const Stream& stream) : stream_(stream) {}
+
+  void wait() const override { stream_.sync(); }
+  bool done() const override {
+    wait();
+    return true;
+  }
+  void order(const Stream& stream) const override {
+    if (stream.handle != stream_.handle) wait();
+  }
+
+ private:
+  Stream stream_;
+};
+
 // One rank with a GPU. Its verbs are copies, in order with the work of its stream.
 class DeviceSelfCommunicator final : public Communicator {
  public:
@@ -56,18 +74,19 @@ class DeviceSelfCommunicator final : public Communicator {
     arguments_.all_to_all_v(outgoing, outgoing_counts, incoming, incoming_counts);
     return copy(outgoing, incoming);
   }
-  Event send(const ConstTensorView&, int to) override {
-    arguments_.send(to);  // throws: there is no peer
-    return {};
+  // These two throw: there is no peer.
+  Event send(const ConstTensorView& data, int to) override {
+    arguments_.send(to);
+    return send_recv(data, to, {}, kNoRank);
   }
-  Event recv(const TensorView&, int from) override {
+  Event recv(const TensorView& data, int from) override {
     arguments_.recv(from);
-    return {};
+    return send_recv({}, kNoRank, data, from);
   }
   Event send_recv(const ConstTensorView& outgoing, int to, const TensorView& incoming,
                   int from) override {
     arguments_.send_recv(outgoing, to, incoming, from);
-    return {};
+    return to == kNoRank ? Event{} : copy(outgoing, incoming);
   }
   Event barrier() override { return {}; }
   std::unique_ptr<Communicator> split(int color, int) override {
@@ -80,9 +99,9 @@ class DeviceSelfCommunicator final : public Communicator {
 
  private:
   Event copy(const ConstTensorView& from, const TensorView& to) const {
-    if (from.data != to.data)
-      copy_bytes(to.data, place_.device, from.data, place_.device, bytes_of(from), place_.stream);
-    return {};
+    if (from.data == to.data || bytes_of(from) == 0) return {};
+    copy_bytes(to.data, place_.device, from.data, place_.device, bytes_of(from), place_.stream);
+    return Event(std::make_shared<StreamCompletion>(place_.stream));
   }
 
   Place place_;

@@ -15,7 +15,7 @@ DeviceChoice parse_device(const std::string& word) {
   throw UsageError(fmt::format("--device is auto, cpu or cuda, got '{}'", word));
 }
 
-Device choose_device(DeviceChoice choice, Precision precision, int local_rank) {
+Device choose_device(DeviceChoice choice, Precision precision, const LocalRank& local) {
   const int gpus = choice == DeviceChoice::cpu ? 0 : num_cuda_devices();
   if (choice == DeviceChoice::cuda && gpus == 0) {
     throw UsageError(fmt::format("device: cuda, but {}; or set device: cpu", why_no_cuda_device()));
@@ -24,13 +24,12 @@ Device choose_device(DeviceChoice choice, Precision precision, int local_rank) {
     throw UsageError("precision: bf16 on the CPU needs a build with oneDNN: set precision: f32");
   }
   if (gpus == 0) return kCpu;
-  if (local_rank >= gpus) {
+  if (local.size > gpus) {
     throw UsageError(
-        fmt::format("rank {} of this host has no GPU: there are {}; start as many "
-                    "ranks as there are GPUs, or set device: cpu",
-                    local_rank, gpus));
+        fmt::format("{} ranks on this host, which has {} GPU{}: start {} here, or set device: cpu",
+                    local.size, gpus, gpus == 1 ? "" : "s", gpus));
   }
-  return {Device::Kind::cuda, int8_t(local_rank)};
+  return {Device::Kind::cuda, int8_t(local.rank)};
 }
 
 DeviceWorld::DeviceWorld(Communicator& world, const Place& place) : world_(world) {
@@ -38,6 +37,14 @@ DeviceWorld::DeviceWorld(Communicator& world, const Place& place) : world_(world
   own_ = world.size() == 1 ? make_self_communicator(place)
                            : make_nccl_communicator(
                                  world, {.device = place.device.index, .stream = place.stream});
+}
+
+void DeviceWorld::shutdown() {
+  if (own_) own_->shutdown();
+}
+
+void DeviceWorld::give_up() {
+  if (own_) own_->abort(ExitCode::hang);
 }
 
 }  // namespace sluice

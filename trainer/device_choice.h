@@ -12,9 +12,13 @@ namespace sluice {
 // Of the words of the configuration. Throws UsageError.
 DeviceChoice parse_device(const std::string& word);
 
-// `local_rank`: among the ranks of this host, which take its GPUs in turn. Throws UsageError where
-// the choice cannot be met, or cannot compute in `precision`.
-Device choose_device(DeviceChoice choice, Precision precision, int local_rank = 0);
+// Ranks of this host take its GPUs in turn.
+struct LocalRank {
+  int rank = 0;
+  int size = 1;
+};
+// Throws UsageError where the choice cannot be met, or cannot compute in `precision`.
+Device choose_device(DeviceChoice choice, Precision precision, const LocalRank& local = {});
 
 // The ranks of `world`, as communicators in the memory of `place`. On the CPU that is `world`
 // itself.
@@ -23,6 +27,11 @@ class DeviceWorld {
   DeviceWorld(Communicator& world, const Place& place);
 
   Communicator& comm() const { return own_ ? *own_ : world_; }
+
+  // Collective, on the way to a good end: after the meshes of comm(), before the world's.
+  void shutdown();
+  // On a bad one, before memory is freed: no kernel waits for other ranks any more.
+  void give_up();
 
  private:
   Communicator& world_;

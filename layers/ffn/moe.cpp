@@ -183,7 +183,7 @@ void Moe::count_choices(const Context& ctx, const Rows& rows, const FromRanks& f
                           .z = z,
                           .options = router_options()});
   if (row_counts_travel_) {
-    sequence_->all_gather(counts_here, gathered).wait();
+    sequence_->all_gather(counts_here, gathered).order(ctx.stream);
     const auto sum_of_first = [&](int64_t ranks, const TensorView& sum) {
       const TensorView flat = sum.reshape({B * X_});
       zero(ctx, flat);

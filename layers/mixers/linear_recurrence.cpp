@@ -74,7 +74,7 @@ void LinearRecurrence::forward(const Context& ctx, const Rows& rows, const Forwa
   args.fold(messages.state(rank).reshape(dims), messages.transition(rank));
   const StateExchange::Ticket ticket = sequence_->begin(messages);
   args.meanwhile();
-  sequence_->finish(ticket);
+  sequence_->finish(ctx, ticket);
 
   copy(ctx, messages.transitions(0, ranks(), {packed}).matrix(), passed.transitions);
   const auto apply = [&](int first, int last, const ConstTensorView& before,
@@ -110,7 +110,7 @@ TensorView LinearRecurrence::backward(const Context& ctx, const Rows& rows, cons
   reverse_fold(messages.state(rank).reshape(dims));
   const StateExchange::Ticket ticket = sequence_->begin(messages);
   meanwhile();
-  sequence_->finish(ticket);
+  sequence_->finish(ctx, ticket);
   if (rank + 1 == ranks()) {
     zero(ctx, gradient);
     return gradient;

@@ -96,7 +96,7 @@ void HaloExchange::finish(const Context& ctx, const Ticket& ticket, const ConstT
     if (before) copy(ctx, before.slice(b).row_range(width - missing, missing), rows);
     if (!before) zero(ctx, rows);
   }
-  ticket.event.wait();
+  ticket.event.order(ctx.stream);
   PackedRows packed(ticket.incoming);
   for (int owner = 0; owner < ranks(); ++owner) {
     const Slice tokens = piece(ticket.cuts, ticket.end, rank(), owner);
@@ -138,7 +138,7 @@ HaloExchange::Ticket HaloExchange::begin_backward(const Context& ctx, const Rows
 void HaloExchange::finish_backward(const Context& ctx, const Ticket& ticket) const {
   const TensorView& dx = ticket.own;
   const int64_t B = dx.dim(0);
-  ticket.event.wait();
+  ticket.event.order(ctx.stream);
   PackedRows packed(ticket.incoming);
   for (int reader = 0; reader < ranks(); ++reader) {
     const Slice tokens = piece(ticket.cuts, ticket.end, reader, rank());

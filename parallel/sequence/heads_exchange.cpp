@@ -101,7 +101,7 @@ HeadsExchange::Ticket HeadsExchange::begin_to_columns(const Context& ctx, const 
 
 void HeadsExchange::finish_to_columns(const Context& ctx, const Rows& rows,
                                       const Ticket& ticket) const {
-  ticket.event.wait();
+  ticket.event.order(ctx.stream);
   if (!ticket.incoming) return;
   for (int rank = 0; rank < group_.size(); ++rank) {
     const int64_t begin = rows.cuts[rank], T = rows.cuts[rank + 1] - begin;
@@ -139,7 +139,7 @@ HeadsExchange::Ticket HeadsExchange::begin_to_tokens(const Context& ctx, const R
 
 void HeadsExchange::finish_to_tokens(const Context& ctx, const Rows& rows,
                                      const Ticket& ticket) const {
-  ticket.event.wait();
+  ticket.event.order(ctx.stream);
   const Dims dims{rows.rows, rows.tokens, share_width_};
   for (int rank = 0; rank < group_.size(); ++rank) {
     const TensorView part = piece_of(ticket.incoming, rank * dims.numel(), dims);

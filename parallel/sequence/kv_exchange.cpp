@@ -42,7 +42,7 @@ int64_t KvReach::largest() const {
 
 KvRing::KvRing(const Context& ctx, Communicator& group, const Rows& rows, int64_t window,
                const ConstTensorView& kv)
-    : group_(group), reach_(group, rows, window) {
+    : stream_(ctx.stream), group_(group), reach_(group, rows, window) {
   const auto [B, T, C] = kv.shape<3>("kv: (B, T, C)");
   expect("kv", kv, {rows.rows, rows.tokens, C}, kv.dtype, ctx.device);
   dims_ = {B, reach_.largest(), C};
@@ -74,7 +74,7 @@ void KvRing::start() {
 }
 
 KvBlock KvRing::next() {
-  event_.wait();
+  event_.order(stream_);
   const int owner = group_.rank() - step_;
   if (!reach_.sees(group_.rank(), owner)) return {};
   const TensorView kv = room(step_ % 2, owner);
@@ -115,7 +115,7 @@ void KvReturn::give(int step) {
 
 void KvReturn::finish() {
   if (under_way_ == 0) return;
-  event_.wait();
+  event_.order(ctx_.stream);
   const int rank = group_.rank();
   if (reach_.sees(rank + under_way_, rank)) {
     const int64_t count = reach_.travelling(rank).size(), T = dkv_.dim(1);

@@ -58,15 +58,17 @@ class KvRing {
   KvRing(const Context& ctx, Communicator& group, const Rows& rows, int64_t window,
          const ConstTensorView& kv);
 
-  // Waits for the block of the next rank to the left; none when no more is seen.
+  // The block of the next rank to the left, for what the stream does from now on; none when no more
+  // is seen.
   KvBlock next();
-  // Waits until the last block has been passed on. After the last next().
-  void finish() { event_.wait(); }
+  // The last block has been passed on. After the last next().
+  void finish() { event_.order(stream_); }
 
  private:
   void start();  // the transfer of step_
   TensorView room(int buffer, int owner) const;
 
+  Stream stream_;
   Communicator& group_;
   KvReach reach_;
   Dims dims_;                          // (B, most tokens, C)

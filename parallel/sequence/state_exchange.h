@@ -52,8 +52,8 @@ class StateExchange {
     Event event;
   };
   Ticket begin(const StateMessages& messages) const;
-  // Now every rank's message is there.
-  void finish(const Ticket& ticket) const { ticket.event.wait(); }
+  // What the stream does from now on finds every rank's message.
+  void finish(const Context& ctx, const Ticket& ticket) const { ticket.event.order(ctx.stream); }
 
  private:
   Communicator& group_;

@@ -3,44 +3,16 @@
 #include <chrono>
 #include <cstdio>
 #include <cstring>
-#include <memory>
 #include <thread>
-#include <utility>
 
 #include "parallel/world.h"
 #include "tests/parallel/backends.h"
+#include "tests/parallel/mpirun_suites.h"
 
 namespace sluice::test {
 namespace {
 
 World world;
-
-// A rank that fails alone would leave the others waiting.
-void run_or_abort(const std::function<void(Communicator&)>& body) {
-  try {
-    body(*world.comm);
-  } catch (const std::exception& error) {
-    std::fprintf(stderr, "[rank %d] %s\n", world.comm->rank(), error.what());
-    world.comm->abort(ExitCode::bug);
-  }
-}
-
-int run_suites(int argc, char** argv) {
-  testing::InitGoogleTest(&argc, argv);
-  if (world.comm->rank() != 0) {
-    auto& listeners = testing::UnitTest::GetInstance()->listeners();
-    delete listeners.Release(listeners.default_result_printer());
-    struct Failures : testing::EmptyTestEventListener {
-      void OnTestPartResult(const testing::TestPartResult& result) override {
-        if (!result.failed()) return;
-        std::fprintf(stderr, "[rank %d] %s:%d: %s\n", world.comm->rank(), result.file_name(),
-                     result.line_number(), result.message());
-      }
-    };
-    listeners.Append(new Failures);
-  }
-  return RUN_ALL_TESTS();
-}
 
 // One rank gives up while the others wait for it.
 int end_by_abort() {
@@ -92,7 +64,7 @@ int run(int argc, char** argv) {
   if (is("abort")) return end_by_abort();
   if (is("exception")) return end_by_exception();
   if (is("skipped-call")) return end_by_skipped_call();
-  const int failed = run_suites(argc, argv);
+  const int failed = run_suites(argc, argv, world);
   const bool sane =
       world.local_size == world.comm->size() && world.local_rank == world.comm->rank();
   if (!sane) std::fprintf(stderr, "local rank %d of %d\n", world.local_rank, world.local_size);
@@ -103,7 +75,11 @@ int run(int argc, char** argv) {
 
 }  // namespace
 
-std::vector<Backend> backends() { return {{"mpi", run_or_abort}}; }
+std::vector<Backend> backends() {
+  return {{"mpi", [](const std::function<void(Communicator&)>& body) {
+             run_or_abort(world, [&] { body(*world.comm); });
+           }}};
+}
 
 }  // namespace sluice::test
 

@@ -85,7 +85,9 @@ class StagedCommunicator final : public Communicator {
   // The device's copies of a verb's views. A view that lies in another one lies there too.
   class Staged {
    public:
-    explicit Staged(int device) : device_{Device::Kind::cuda, int8_t(device)} {}
+    explicit Staged(int device) : device_{Device::Kind::cuda, int8_t(device)} {
+      cudaSetDevice(device);  // on whichever thread a test calls
+    }
     Staged(Staged&&) = default;
     ~Staged() {
       for (const Copy& copy : copies_) cudaFree(copy.device);

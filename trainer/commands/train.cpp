@@ -20,7 +20,8 @@ int train(const TrainOptions& options, World& world) {
   MeshShape shape;
   Device device;
   agree(peers, [&] {
-    device = choose_device(config.device, config.precision, world.local_rank);
+    device = choose_device(config.device, config.precision,
+                           {.rank = world.local_rank, .size = world.local_size});
     shape = resolve_mesh({.dp = int(config.parallel.dp.value_or(kAuto)),
                           .ep = int(config.parallel.ep),
                           .cp = int(config.parallel.cp)},
@@ -30,16 +31,26 @@ int train(const TrainOptions& options, World& world) {
                                            : default_num_threads(world.local_size));
   const OwnedStream stream(device);
   const Place place{.device = device, .stream = stream};
-  const DeviceWorld device_world(*world.comm, place);
+  DeviceWorld device_world(*world.comm, place);
   Mesh mesh(device_world.comm(), shape);
   std::vector<std::string> arguments = {"train", options.config};
   arguments.insert(arguments.end(), options.overrides.begin(), options.overrides.end());
-  TrainingRun run(config,
-                  {.folder = run_folder_path(options.run, config.name),
-                   .resume = options.resume,
-                   .arguments = std::move(arguments)},
-                  world, mesh, place);
-  return int(run.run());
+  const ExitCode code = [&] {
+    TrainingRun run(config,
+                    {.folder = run_folder_path(options.run, config.name),
+                     .resume = options.resume,
+                     .arguments = std::move(arguments)},
+                    world, mesh, place);
+    try {
+      return run.run();
+    } catch (...) {
+      device_world.give_up();
+      throw;
+    }
+  }();
+  mesh.shutdown();
+  device_world.shutdown();
+  return int(code);
 }
 
 }  // namespace

@@ -20,7 +20,7 @@ TEST(StateExchange, EveryRankGetsAllMessagesInRankOrder) {
       ASSERT_TRUE(state.packed() && transition.packed());
       for (int64_t i = 0; i < 12; ++i) state.as<double>()[i] = 100 * group.rank() + double(i);
       for (int64_t i = 0; i < 2; ++i) transition.as<double>()[i] = -group.rank() - 0.25 * double(i);
-      exchange.finish(exchange.begin(messages));
+      exchange.finish(ctx, exchange.begin(messages));
       for (int first = 0; first < ranks; ++first) {
         const int count = ranks - first;
         const TensorView states = messages.states(first, count, {2, 3, 2});
@@ -49,7 +49,7 @@ TEST(StateExchange, ARankContributesItsMessageWhateverTheNumberOfRanks) {
           const StateExchange exchange(comm);
           for (const int64_t transition : {5, 0}) {
             const StateMessages messages = exchange.allocate(context, 30, transition, dtype);
-            exchange.finish(exchange.begin(messages));
+            exchange.finish(context, exchange.begin(messages));
           }
           return comm.traffic(Verb::all_gather);
         };
