@@ -40,23 +40,30 @@ void ParameterStore::freeze(bool allocate, const ArenaUnits& units) {
                units.expert, " elements");
   frozen_ = true;
   for (const ReduceGroup group : {ReduceGroup::dense, ReduceGroup::expert}) {
-    FlatSpan& span = spans_[size_t(group)];
-    span = {flat_size_, flat_size_};
-    for (Parameter& parameter : parameters_) {
-      if (parameter.flags.group != group) continue;
-      parameter.offset = span.end;
-      span.end +=
-          align_up(parameter.dims.numel() * size_of(master_dtype())) / size_of(master_dtype());
-    }
     const int64_t unit = group == ReduceGroup::dense ? units.dense : units.expert;
-    span.end = span.begin + (span.size() + unit - 1) / unit * unit;
-    flat_size_ = span.end;
+    add_section(group, /*rounded=*/false, unit);
+    if (dtype_ == DType::bf16) add_section(group, /*rounded=*/true, unit);
   }
   if (allocate) storage_ = Buffer(flat_size_ * size_of(master_dtype()), device_);
   values_ = TensorView(storage_.data(), {flat_size_}, master_dtype(), device_);
   if (dtype_ != DType::bf16) return;
   if (allocate) rounded_storage_ = Buffer(flat_size_ * size_of(dtype_), device_);
   rounded_ = TensorView(rounded_storage_.data(), {flat_size_}, dtype_, device_);
+}
+
+void ParameterStore::add_section(ReduceGroup group, bool rounded, int64_t unit) {
+  ArenaSection section{.group = group, .rounded = rounded, .span = {flat_size_, flat_size_}};
+  int64_t& end = section.span.end;
+  for (Parameter& parameter : parameters_) {
+    const bool is_rounded = dtype_ == DType::bf16 && !parameter.flags.precise;
+    if (parameter.flags.group != group || is_rounded != rounded) continue;
+    parameter.offset = end;
+    end += align_up(parameter.dims.numel() * size_of(master_dtype())) / size_of(master_dtype());
+  }
+  if (section.span.size() == 0) return;
+  end = section.span.begin + (section.span.size() + unit - 1) / unit * unit;
+  flat_size_ = end;
+  sections_.push_back(section);
 }
 
 void ParameterStore::round_values(Stream stream) const {

@@ -1,14 +1,13 @@
 // All parameters of a model, under dotted names, in one flat arena of values and one of gradients.
 //
-// Layers add their parameters when they are built; freeze() then lays them out: grouped by who
-// reduces their gradients, in the order they were added, each starting at a multiple of 256 bytes.
-// Padding is zero and belongs to nobody. So gradient buckets and optimizer shards are plain spans
-// of the arenas.
+// Layers add their parameters when they are built; freeze() then lays them out: in sections by who
+// reduces their gradients and by how they are read, in the order they were added, each starting at
+// a multiple of 256 bytes. Padding is zero and belongs to nobody. So gradient buckets and optimizer
+// shards are plain spans of the arenas.
 //
 // A parameter may be cut along its first dim: the store then holds one of `shards` equal parts.
 #pragma once
 
-#include <array>
 #include <cstdint>
 #include <string>
 #include <string_view>
@@ -68,8 +67,15 @@ struct FlatSpan {
   int64_t size() const { return end - begin; }
 };
 
-// The spans of the two groups are padded to a multiple of so many elements each, so that they can
-// be cut into equal shards.
+// Parameters that lie together: of one reduction group and, in a bf16 model, read alike.
+struct ArenaSection {
+  ReduceGroup group = ReduceGroup::dense;
+  bool rounded = false;  // read as their bf16 copies
+  FlatSpan span = {};
+};
+
+// The sections of the two groups are padded to a multiple of so many elements each, so that they
+// can be cut into equal shards.
 struct ArenaUnits {
   int64_t dense = 1;
   int64_t expert = 1;
@@ -96,8 +102,7 @@ class ParameterStore {
   DType master_dtype() const { return stat_dtype(dtype_); }
   Device device() const { return device_; }
   int64_t flat_size() const { return flat_size_; }  // elements of an arena, padding included
-  // Where a group's parameters lie; empty if it has none.
-  FlatSpan span(ReduceGroup group) const { return spans_[size_t(group)]; }
+  const std::vector<ArenaSection>& sections() const { return sections_; }  // ascending, none empty
   int64_t num_elements() const;  // of all parameters, whole and without padding
   const std::vector<Parameter>& parameters() const { return parameters_; }
   const Parameter& parameter(ParameterId id) const { return parameters_[id.index]; }
@@ -108,7 +113,9 @@ class ParameterStore {
     const bool is_rounded = rounded_ && !parameter(id).flags.precise;
     return view(is_rounded ? rounded_ : values_, id);
   }
-  TensorView values() const { return values_; }    // (flat_size) the masters
+  // (flat_size) the masters. In a bf16 model a rank that owns but a shard of a rounded section
+  // keeps that shard's up to date; of the rest the copies.
+  TensorView values() const { return values_; }
   TensorView rounded() const { return rounded_; }  // (flat_size) bf16; absent in f32 and f64
   // After the masters were written by anything but an update: brings the copies up to date, and
   // waits for the stream.
@@ -131,12 +138,14 @@ class ParameterStore {
   int64_t padded_end(ParameterId id) const;
 
  private:
+  void add_section(ReduceGroup group, bool rounded, int64_t unit);
+
   DType dtype_;
   Device device_;
   std::vector<Parameter> parameters_;
   bool frozen_ = false;
   int64_t flat_size_ = 0;
-  std::array<FlatSpan, 2> spans_;  // by ReduceGroup
+  std::vector<ArenaSection> sections_;
   Buffer storage_;
   TensorView values_;
   Buffer rounded_storage_;

@@ -1,5 +1,5 @@
-// How the flat arenas of a ParameterStore are cut over the ranks: the parameters of each reduction
-// group over that group (parallel/mesh.h), bucket by bucket, so that every element is owned by
+// How the flat arenas of a ParameterStore are cut over the ranks: each section over the ranks that
+// reduce it (parallel/mesh.h), bucket by bucket, so that every element is owned by
 // exactly one of the ranks that hold it. Who owns an element updates it, keeps its moments, counts
 // it in the gradient's norm and saves it.
 #pragma once
@@ -40,9 +40,10 @@ struct HeldTensor {
 
 class ShardedArena {
  public:
-  // The parameters of one reduction group.
+  // The parameters of one section of the store.
   struct Group {
     ReduceGroup which = ReduceGroup::dense;
+    bool rounded = false;  // ranks need each other's bf16 copies, not the masters
     Communicator* ranks = nullptr;
     GradientBuckets buckets;
     int64_t padding = 0;  // where it begins, behind the last parameter, up to the span's end
@@ -53,7 +54,7 @@ class ShardedArena {
   // `zero`: parallel.zero. The store must have been frozen with these units.
   ShardedArena(const ParameterStore& store, const Mesh& mesh, int64_t zero);
 
-  const std::vector<Group>& groups() const { return groups_; }  // those that have parameters
+  const std::vector<Group>& groups() const { return groups_; }
   int64_t flat_size() const { return flat_size_; }
   // This rank's shards. Together with those of the other ranks they are every parameter once.
   const PackedSlices& owned() const { return owned_; }

@@ -25,6 +25,29 @@ TEST(ParameterStore, LaysOutGroupsOneAfterTheOther) {
   EXPECT_EQ(store.values().as<float>()[15], 0);  // padding
 }
 
+// So that of rounded parameters the copies can travel, and of the others the masters.
+TEST(ParameterStore, ABf16ModelKeepsWhatIsReadPreciselyApart) {
+  ParameterStore store(DType::bf16);
+  const ParameterId matrix = store.add("matrix", {65}, constant(1));
+  const ParameterId norm = store.add("norm", {3}, constant(1), {.precise = true});
+  const ParameterId expert = store.add("expert", {2}, constant(1), {.group = ReduceGroup::expert});
+  store.freeze(/*allocate=*/false, {.dense = 256, .expert = 1});
+  const std::vector<ArenaSection>& sections = store.sections();
+  ASSERT_EQ(sections.size(), 3u);
+  const auto check = [&](size_t index, ParameterId id, ReduceGroup group, bool rounded,
+                         FlatSpan at) {
+    EXPECT_EQ(sections[index].group, group);
+    EXPECT_EQ(sections[index].rounded, rounded);
+    EXPECT_EQ(sections[index].span.begin, at.begin);
+    EXPECT_EQ(sections[index].span.end, at.end);
+    EXPECT_EQ(store.parameter(id).offset, at.begin);
+  };
+  check(0, norm, ReduceGroup::dense, false, {0, 256});
+  check(1, matrix, ReduceGroup::dense, true, {256, 512});
+  check(2, expert, ReduceGroup::expert, true, {512, 576});
+  EXPECT_EQ(store.flat_size(), 576);
+}
+
 TEST(ParameterStore, InitialValuesDependOnSeedAndNameAlone) {
   const auto values = [](uint64_t seed, bool with_other) {
     ParameterStore store(DType::f64);
