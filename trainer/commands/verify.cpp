@@ -3,20 +3,37 @@
 #include "parallel/world.h"
 #include "trainer/agreement.h"
 #include "trainer/commands/commands.h"
+#include "trainer/device_choice.h"
 #include "trainer/verify/verification.h"
 
 namespace sluice {
 
 namespace {
 
+// Ranks that are threads stay on the CPU.
+Device device_of(const Config& config, const World& world) {
+  if (world.comm->size() == 1) return kCpu;
+  return choose_device(config.device, Precision::f32,
+                       {.rank = world.local_rank, .size = world.local_size});
+}
+
 int verify_config(const VerifyOptions& options, World& world) {
   const Config config = load_config(options.config, options.overrides).config;
   set_num_threads(default_num_threads(world.local_size));
+  const Device device = device_of(config, world);
+  const OwnedStream stream(device);
+  const Place place{.device = device, .stream = stream};
+  DeviceWorld ranks(*world.comm, place);
   const bool table = !options.json && world.comm->rank() == 0;
   if (table) print(layout_table_head());
-  const Verification verification = verify(config, world, {.report = [&](const LayoutCheck& check) {
-                                             if (table) print(describe_layout(check));
-                                           }});
+  const VerifyScope scope{.report =
+                              [&](const LayoutCheck& check) {
+                                if (table) print(describe_layout(check));
+                              },
+                          .place = place,
+                          .device_world = device.is_cuda() ? &ranks.comm() : nullptr};
+  const Verification verification = verify(config, world, scope);
+  ranks.shutdown();
   if (table) print(describe_kinds(verification));
   if (options.json && world.comm->rank() == 0) print(to_json(verification).dump() + "\n");
   if (table) print(verification.holds() ? "all hold\n" : "FAILED\n");

@@ -27,6 +27,10 @@ std::string cell(const Difference* difference) {
   return fmt::format("{:.1e}", difference->error);
 }
 
+std::string dtype_name(const LayoutCheck& check) {
+  return std::string(name_of(check.dtype)) + (check.device == Device::Kind::cuda ? " gpu" : "");
+}
+
 std::string layout_name(const LayoutCheck& check) {
   return fmt::format("dp {} ep {} cp {}", check.mesh.dp, check.mesh.ep, check.mesh.cp);
 }
@@ -54,6 +58,7 @@ nlohmann::json to_json(const Verification& verification) {
     }
     layout["zero"] = check.zero;
     layout["dtype"] = name_of(check.dtype);
+    layout["device"] = check.device == Device::Kind::cuda ? "cuda" : "cpu";
     layout["holds"] = check.holds();
     for (const Difference& difference : check.differences) {
       layout["quantities"][difference.quantity] = {{"error", number(difference.error)},
@@ -85,7 +90,7 @@ std::string describe_kinds(const Verification& verification) {
 std::string layout_table_head() {
   return fmt::format(
       "\nlayouts against one rank, largest relative difference\n"
-      "{:<20}{:<6}{:<7}{:<10}{:<11}{:<12}{:<9}{:<9}{}\n",
+      "{:<20}{:<6}{:<9}{:<10}{:<11}{:<12}{:<9}{:<9}{}\n",
       "layout", "zero", "dtype", "loss", "gradients", "parameters", "choices", "replicas",
       "largest in");
 }
@@ -100,8 +105,8 @@ std::string describe_layout(const LayoutCheck& check) {
     if (difference != nullptr && worst.empty()) worst = difference->where;
   }
   std::string text =
-      fmt::format("{:<20}{:<6}{:<7}{:<10}{:<11}{:<12}{:<9}{:<9}{}\n", layout_name(check),
-                  check.zero, name_of(check.dtype), cell(find(check, "loss")),
+      fmt::format("{:<20}{:<6}{:<9}{:<10}{:<11}{:<12}{:<9}{:<9}{}\n", layout_name(check),
+                  check.zero, dtype_name(check), cell(find(check, "loss")),
                   cell(find(check, "gradients")), cell(find(check, "parameters")),
                   cell(find(check, "choices")), cell(find(check, "replicas")), worst);
   for (const Difference& difference : check.differences) {

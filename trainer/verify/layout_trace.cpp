@@ -2,9 +2,11 @@
 
 #include <algorithm>
 #include <cstring>
+#include <memory>
 #include <type_traits>
 
 #include "data/files.h"
+#include "kernels/core/host_copy.h"
 #include "trainer/step_engine.h"
 
 namespace sluice {
@@ -21,13 +23,15 @@ std::vector<double> as_doubles(const TensorView& view) {
   return values;
 }
 
-// Every parameter of one of the store's arenas, whole.
-std::vector<WholeTensor> gather(const StepEngine& engine, const TensorView& arena) {
-  Communicator& experts = engine.mesh().axis(Axis::ep);
+// Every parameter of one of the store's arenas, whole. `mesh`: the engine's, in host memory.
+std::vector<WholeTensor> gather(const StepEngine& engine, const Mesh& mesh,
+                                const TensorView& arena) {
+  Communicator& experts = mesh.axis(Axis::ep);
+  const HostCopy host(arena, engine.place().stream);
   std::vector<WholeTensor> tensors;
   for (int32_t i = 0; i < int32_t(engine.store().parameters().size()); ++i) {
     const Parameter& parameter = engine.store().parameter({i});
-    std::vector<double> values = as_doubles(engine.store().view(arena, {i}));
+    std::vector<double> values = as_doubles(engine.store().view(host.view(), {i}));
     if (parameter.flags.shards > 1) {
       SLUICE_CHECK(
           parameter.flags.shards == experts.size() && parameter.flags.shard == experts.rank(),
@@ -98,8 +102,11 @@ class Tracer {
  public:
   Tracer(Communicator& world, const MeshShape& shape, const LayoutRun& run)
       : run_(run),
-        mesh_(world, shape),
-        engine_(run.config, mesh_, run.dtype),
+        host_mesh_(world, shape),
+        device_mesh_(run.device_world == nullptr
+                         ? nullptr
+                         : std::make_unique<Mesh>(*run.device_world, shape)),
+        engine_(run.config, device_mesh_ ? *device_mesh_ : host_mesh_, run.dtype, run.place),
         rows_(synthetic_rows(run.config)) {}
 
   LayoutTrace trace() {
@@ -112,13 +119,14 @@ class Tracer {
       trace.auxiliary.push_back(report.statistics.auxiliary_loss());
       trace.grad_norms.push_back(report.grad_norm);
       if (step > 0) continue;
-      trace.gradients = gather(engine_, gradients());
+      trace.gradients = gather(engine_, host_mesh_, gradients());
       if (run_.expected != nullptr) compare(own, trace);
     }
     if (run_.dtype == DType::f64) {
-      trace.parameters = gather(engine_, engine_.store().values());
+      trace.parameters = gather(engine_, host_mesh_, engine_.store().values());
       trace.replicas_equal = replicas_equal(engine_);
     }
+    if (device_mesh_) device_mesh_->shutdown();  // a step with a tape is no graph, which would live
     return trace;
   }
 
@@ -133,8 +141,8 @@ class Tracer {
   TensorView gradients() {
     const DType dtype = stat_dtype(run_.dtype);
     const int64_t elements = engine_.store().flat_size();
-    gradients_ = Buffer(size_t(elements) * size_of(dtype), kCpu);
-    const TensorView flat(gradients_.data(), {elements}, dtype);
+    gradients_ = Buffer(size_t(elements) * size_of(dtype), run_.place.device);
+    const TensorView flat(gradients_.data(), {elements}, dtype, run_.place.device);
     engine_.gather_gradients(flat);
     return flat;
   }
@@ -146,12 +154,13 @@ class Tracer {
     for (int64_t i = 0; i < engine_.num_micro_batches(); ++i) {
       compare_choices(own, *run_.expected, batch(0, i), run_.config.model.stack.branches, trace);
     }
-    trace.choices = reduce_value(mesh_.world(), trace.choices, ReduceOp::sum);
-    trace.flipped = reduce_value(mesh_.world(), trace.flipped, ReduceOp::sum);
+    trace.choices = reduce_value(host_mesh_.world(), trace.choices, ReduceOp::sum);
+    trace.flipped = reduce_value(host_mesh_.world(), trace.flipped, ReduceOp::sum);
   }
 
   const LayoutRun& run_;
-  Mesh mesh_;
+  Mesh host_mesh_;
+  std::unique_ptr<Mesh> device_mesh_;  // the engine's, if it is of a GPU
   StepEngine engine_;
   SyntheticRows rows_;
   Buffer gradients_;
@@ -167,7 +176,14 @@ SyntheticRows synthetic_rows(const Config& reduced) {
 }
 
 LayoutTrace trace_layout(Communicator& world, const MeshShape& shape, const LayoutRun& run) {
-  return Tracer(world, shape, run).trace();
+  Tracer tracer(world, shape, run);
+  try {
+    return tracer.trace();
+  } catch (...) {
+    // No kernel shall wait for other ranks while memory is freed.
+    if (run.device_world != nullptr) run.device_world->abort(ExitCode::hang);
+    throw;
+  }
 }
 
 }  // namespace sluice

@@ -36,6 +36,9 @@ struct LayoutRun {
   int steps = kVerifiedSteps;
   RoutingTape* routing = nullptr;         // of the first step: dictates or records; optional
   const RoutingTape* expected = nullptr;  // what the first step's own choices are compared with
+  // Of a GPU: where the model runs, and the world's ranks in its memory.
+  Place place = {};
+  Communicator* device_world = nullptr;
 };
 
 // Collective over the world; equal on all ranks. Throws UsageError where the model cannot have the

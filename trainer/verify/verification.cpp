@@ -67,15 +67,24 @@ Difference compare_losses(const LayoutTrace& got, const LayoutTrace& expected, d
 
 // What one rank does, in both dtypes, with its choices of experts.
 struct Reference {
-  explicit Reference(const Config& reduced) : config(reduced) {
+  Reference(const Config& reduced, const VerifyScope& scope) : config(reduced), scope(scope) {
     config.parallel.zero = 0;
     const auto self = make_self_communicator();
     f64 = trace_layout(*self, {}, {.config = config, .routing = &choices});
+    const auto here = on_gpu() ? make_self_communicator(scope.place) : nullptr;
     f32 = trace_layout(*self, {},
-                       {.config = config, .dtype = DType::f32, .steps = 1, .routing = &replayed});
+                       {.config = config,
+                        .dtype = DType::f32,
+                        .steps = 1,
+                        .routing = &replayed,
+                        .place = scope.place,
+                        .device_world = here.get()});
     replayed.dictate();
   }
+  bool on_gpu() const { return scope.place.device.is_cuda(); }
+
   Config config;
+  const VerifyScope& scope;
   RoutingTape choices;   // in f64
   RoutingTape replayed;  // in f32, to be dictated
   LayoutTrace f64, f32;
@@ -114,10 +123,13 @@ LayoutCheck check_f32(Communicator& world, const MeshShape& shape, Reference& re
                                          {.config = reference.config,
                                           .dtype = DType::f32,
                                           .steps = 1,
-                                          .routing = &reference.replayed});
+                                          .routing = &reference.replayed,
+                                          .place = reference.scope.place,
+                                          .device_world = reference.scope.device_world});
   return {.mesh = shape,
           .zero = 0,
           .dtype = DType::f32,
+          .device = reference.scope.place.device.kind,
           .skipped = {},
           .differences = compare_traces(trace, reference.f32, kTolerance32)};
 }
@@ -216,7 +228,9 @@ Verification verify(const Config& config, World& world, const VerifyScope& scope
   verification.stack = stack_letters(reduced.model.stack.branches);
   verification.gradient_tolerance = kGradientTolerance;
   verification.kinds = check_gradients(reduced);
-  Reference reference(reduced);
+  SLUICE_CHECK(!scope.place.device.is_cuda() || (scope.device_world != nullptr && !threads),
+               "layouts on GPUs need the ranks of a launcher");
+  Reference reference(reduced, scope);
   if (threads) {
     for (const int ranks : worlds) {
       check_world(

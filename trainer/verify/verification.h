@@ -1,5 +1,6 @@
 // `sluice verify`: the backward of every kind of layer against finite differences, and every
-// layout of the ranks that are there against one rank.
+// layout of the ranks that are there against one rank. On GPUs that is one GPU, in f32; what is
+// done in f64 stays on the CPU.
 #pragma once
 
 #include <functional>
@@ -29,6 +30,7 @@ struct LayoutCheck {
   MeshShape mesh;
   int zero = 0;
   DType dtype = DType::f64;
+  Device::Kind device = Device::Kind::cpu;
   std::string skipped;  // why, if it was
   std::vector<Difference> differences;
 
@@ -48,6 +50,9 @@ struct Verification {
 struct VerifyScope {
   std::vector<int> thread_worlds = {1, 2, 4, 8};        // ranks, where no launcher has started any
   std::function<void(const LayoutCheck&)> report = {};  // told of each layout, on rank 0
+  // Where the f32 runs are, if on GPUs, and the world's ranks in their memory.
+  Place place = {};
+  Communicator* device_world = nullptr;
 };
 
 // Collective; equal on all ranks.
