@@ -9,7 +9,7 @@ import subprocess
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
-LIMIT = 240  # seconds of a run
+LIMIT = 120  # seconds of a run
 
 
 class Failure(Exception):
@@ -147,6 +147,8 @@ class Jobs:
         try:
             process.wait(timeout=LIMIT)
         except subprocess.TimeoutExpired:
+            pass
+        finally:
             self.end(process)
         if process.returncode != 0:
             raise Failure(f"{name} left with {process.returncode}: {self.log_of(name)}")
