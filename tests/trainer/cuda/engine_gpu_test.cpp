@@ -65,7 +65,7 @@ TEST(EngineGpu, ResidualStreamInF32IsMoreExact) {
     }
     std::printf("%s: gradient's error with the residual stream in f32 %.2e, in bf16 %.2e\n",
                 pattern, errors[0], errors[1]);
-    EXPECT_LE(errors[0], 2e-2) << pattern;
+    EXPECT_LE(errors[0], 3e-2) << pattern;
     EXPECT_LT(errors[0], errors[1]) << pattern;
   }
 }
