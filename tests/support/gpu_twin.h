@@ -15,6 +15,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <cstdlib>
 #include <functional>
 #include <limits>
 #include <string>
@@ -24,6 +25,16 @@
 #include "kernels/core/device_memory.h"
 
 namespace sluice::test {
+
+// What check_one_dtype is thrown by a test with inputs and outputs of more elements than
+// SLUICE_MAX_TEST_ELEMENTS, and skips: under tools that slow a GPU down a hundred times
+// (tests/sanitize_gpu) only small shapes run.
+struct TooLarge {};
+
+inline int64_t max_test_elements() {
+  const char* const text = std::getenv("SLUICE_MAX_TEST_ELEMENTS");
+  return text == nullptr ? std::numeric_limits<int64_t>::max() : std::atoll(text);
+}
 
 class Side {
  public:
@@ -48,6 +59,7 @@ class Side {
   Side(const Side&) = delete;
   Side& operator=(const Side&) = delete;
 
+  void limit(int64_t elements) { max_elements_ = elements; }
   const Context& ctx() const { return context_; }
   DType dtype() const { return dtype_; }             // of activations and matrices
   DType stat() const { return stat_dtype(dtype_); }  // of statistics, states, vectors
@@ -159,6 +171,8 @@ class Side {
   TensorView allocate(const Dims& dims, DType dtype, int64_t padding) {
     const int64_t stride = dims.row_size() + padding;
     const int64_t rows = std::max<int64_t>(1, dims.rows());
+    elements_ += rows * stride;
+    if (elements_ > max_elements_) throw TooLarge();
     buffers_.emplace_back(rows * stride * size_of(dtype), device_);
     TensorView view(buffers_.back().data(), dims, dtype, device_);
     view.row_stride = stride;
@@ -201,6 +215,7 @@ class Side {
   DType dtype_, inputs_;
   uint64_t seed_;
   uint64_t num_inputs_ = 0;
+  int64_t elements_ = 0, max_elements_ = std::numeric_limits<int64_t>::max();
   Stream stream_;
   Arena saved_, scratch_;
   Context context_;
@@ -230,7 +245,14 @@ inline void check_one_dtype(const std::function<void(Side&)>& body, DType dtype,
   const uint64_t seed = uint64_t(testing::UnitTest::GetInstance()->random_seed());
   Side expected(kCpu, DType::f64, dtype, seed, 2 * arena_bytes);
   Side got(gpu, dtype, dtype, seed, arena_bytes), again(gpu, dtype, dtype, seed, arena_bytes);
-  for (Side* side : {&expected, &got, &again}) body(*side);
+  try {
+    for (Side* side : {&expected, &got, &again}) {
+      side->limit(max_test_elements());
+      body(*side);
+    }
+  } catch (const TooLarge&) {
+    GTEST_SKIP() << "too large";
+  }
   for (size_t i = 0; i < got.outputs().size(); ++i) {
     SCOPED_TRACE(concat(got.outputs()[i].name, " in ", name_of(dtype), ", inputs of seed ", seed));
     const TensorView& output = got.outputs()[i].view;
