@@ -44,6 +44,11 @@ target_link_libraries(sluice_hdf5 INTERFACE ${HDF5_C_LIBRARIES})
 # The runtime libraries of GPUs. nvcc is not needed for them.
 if(SLUICE_WITH_CUDA)
   find_package(CUDAToolkit REQUIRED)
+  # cuDNN's library is loaded at run time, if at all: a build needs its headers alone.
+  find_path(CUDNN_INCLUDE_DIR cudnn_graph.h HINTS ${CUDAToolkit_INCLUDE_DIRS} NO_CACHE)
+  if(NOT CUDNN_INCLUDE_DIR)
+    message(STATUS "cuDNN's headers not found: attention runs on our own kernels alone")
+  endif()
   find_library(NCCL_LIBRARY nccl HINTS ${CUDAToolkit_LIBRARY_DIR} NO_CACHE)
   find_path(NCCL_INCLUDE_DIR nccl.h HINTS ${CUDAToolkit_INCLUDE_DIRS} NO_CACHE)
   if(NCCL_LIBRARY AND NCCL_INCLUDE_DIR)

@@ -96,6 +96,12 @@ class Layer {
 
   // How tokens of other ranks take part, for the log, where a layer has a choice.
   virtual std::string describe_exchange() const { return ""; }
+
+  // What its operators run with over such rows, for the log: a library that was asked for, or slow
+  // kernels for want of fast ones. Empty: nothing to say.
+  virtual std::string describe_kernels(int64_t /*rows*/, int64_t /*row_tokens*/) const {
+    return "";
+  }
 };
 
 }  // namespace sluice

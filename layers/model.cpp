@@ -3,6 +3,8 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+
 #include <array>
 
 #include "kernels/core/profile_range.h"
@@ -283,6 +285,17 @@ std::vector<std::string> Model::exchanges() const {
     const std::string text = branches_[i].layer->describe_exchange();
     if (text.empty()) continue;
     lines.push_back(fmt::format("{}: {}", branches_[i].name, text));
+  }
+  return lines;
+}
+
+std::vector<std::string> Model::kernels(int64_t rows, int64_t row_tokens) const {
+  std::vector<std::string> lines;
+  for (size_t i = 0; i < branches_.size(); ++i) {
+    const std::string text = branches_[i].layer->describe_kernels(rows, row_tokens);
+    if (text.empty()) continue;
+    const std::string line = fmt::format("{}: {}", branch_configs_[i].kind(), text);
+    if (std::find(lines.begin(), lines.end(), line) == lines.end()) lines.push_back(line);
   }
   return lines;
 }

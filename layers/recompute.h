@@ -33,6 +33,9 @@ class RecomputeLayer final : public Layer {
     return layer_->flops_per_token(row_tokens);
   }
   std::string describe_exchange() const override { return layer_->describe_exchange(); }
+  std::string describe_kernels(int64_t rows, int64_t row_tokens) const override {
+    return layer_->describe_kernels(rows, row_tokens);
+  }
 
  private:
   struct Input : Saved {

@@ -71,6 +71,7 @@ Plan plan_without_remedy(const Config& config, int world, int64_t available) {
   engine.count_step();
   plan.stack = stack_letters(engine.model().branches());
   plan.exchanges = engine.model().exchanges();
+  plan.kernels = engine.model().kernels(engine.micro_batch_rows(), config.train.seq_len);
   read_traffic(mesh, config, engine.model(), plan);
   engine.count_evaluation();
   const ParameterStore& store = engine.store();
@@ -178,6 +179,7 @@ nlohmann::json to_json(const Plan& plan) {
       {"wire_bytes_per_step", plan.wire_bytes_per_step},
       {"wire_bytes_bound", plan.wire_bytes_bound},
       {"exchanges", plan.exchanges},
+      {"kernels", plan.kernels},
       {"checkpoint_bytes", plan.checkpoint_bytes},
       {"mesh", {{"dp", plan.mesh.dp}, {"ep", plan.mesh.ep}, {"cp", plan.mesh.cp}}},
       {"stack", plan.stack},
@@ -208,6 +210,7 @@ std::string describe(const Plan& plan) {
           fmt::format("  at most       {} if experts are loaded unevenly\n", gib(bound->second));
   }
   for (const std::string& exchange : plan.exchanges) text += exchange + "\n";
+  for (const std::string& kernels : plan.kernels) text += kernels + "\n";
   text += fmt::format("checkpoint      {}\n", gib(plan.checkpoint_bytes));
   if (!plan.fits()) text += fmt::format("does not fit: try {}\n", plan.remedy);
   return text;

@@ -32,6 +32,7 @@ struct Plan {
   std::map<std::string, int64_t> wire_bytes_per_step;
   std::map<std::string, int64_t> wire_bytes_bound;
   std::vector<std::string> exchanges;  // what branches chose, where there is a choice
+  std::vector<std::string> kernels;    // what they run with, where that is worth saying
   int64_t checkpoint_bytes = 0;
   std::string stack;   // letters
   std::string remedy;  // the nearest, where it does not fit

@@ -123,6 +123,9 @@ void TrainingRun::open_logs() {
   if (kBuiltWithCuda && place_.device.is_cpu() && config_.device == DeviceChoice::auto_)
     note("on the CPU: " + why_no_cuda_device());
   for (const std::string& exchange : trainer_->model().exchanges()) note(exchange);
+  const Model& model = trainer_->model();
+  for (const std::string& kernels : model.kernels(config_.train.micro_batch, config_.train.seq_len))
+    note(kernels);
 }
 
 void TrainingRun::note(const std::string& text) {

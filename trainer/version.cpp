@@ -6,7 +6,9 @@
 #include <array>
 
 #include "git_commit.h"
+#include "kernels/attention/attention_cudnn.h"
 #include "kernels/core/device_memory.h"
+#include "kernels/core/dispatch.h"
 #include "parallel/nccl_communicator.h"
 
 namespace sluice {
@@ -26,6 +28,11 @@ std::string mpi_version() {
   return text;
 }
 
+std::string cudnn_support() {
+  if constexpr (kBuiltWithCuda) return cuda::cudnn_support();
+  return "none";
+}
+
 std::string hdf5_version() {
   unsigned major = 0, minor = 0, release = 0;
   if (H5get_libversion(&major, &minor, &release) < 0) return "unknown";
@@ -38,8 +45,8 @@ std::string version() { return kVersion; }
 std::string git_commit() { return kGitCommit; }
 
 std::vector<std::pair<std::string, std::string>> built_in() {
-  return {{"CUDA", cuda_version()}, {"NCCL", nccl_version()}, {"MPI", mpi_version()},
-          {"cuDNN", "none"},        {"oneDNN", "none"},       {"HDF5", hdf5_version()}};
+  return {{"CUDA", cuda_version()},   {"NCCL", nccl_version()}, {"MPI", mpi_version()},
+          {"cuDNN", cudnn_support()}, {"oneDNN", "none"},       {"HDF5", hdf5_version()}};
 }
 
 std::string version_text() {

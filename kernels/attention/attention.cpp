@@ -1,7 +1,10 @@
 #include "kernels/attention/attention.h"
 
+#include <array>
+
 #include "kernels/attention/attention_cpu.h"
 #include "kernels/attention/attention_cuda.h"
+#include "kernels/attention/attention_cudnn.h"
 #include "kernels/core/dispatch.h"
 
 namespace sluice {
@@ -26,13 +29,34 @@ void check_inputs(const Context& ctx, const Args& args) {
   if (args.lse) expect("lse", args.lse, {B, T, Hq}, stat_dtype(dtype), ctx.device);
 }
 
+// What cuDNN's kernels need; nothing where they do not run.
+template <class Args>
+TensorView cudnn_scratch(const Context& ctx, const Args& args) {
+  if constexpr (kBuiltWithCuda) {
+    if (args.backend != AttentionBackend::cudnn || !ctx.device.is_cuda()) return {};
+    const std::optional<int64_t> bytes = cuda::cudnn_scratch_bytes(ctx.device, args);
+    if (bytes) return ctx.scratch->alloc({*bytes}, DType::u8);
+  }
+  return {};
+}
+
 }  // namespace
+
+std::span<const char* const> enum_names(AttentionBackend) {
+  static constexpr std::array kNames = {"own", "cudnn"};
+  return kNames;
+}
 
 void attention_forward(const Context& ctx, const AttentionForward& args) {
   check_inputs(ctx, args);
+  const ArenaScope scope(*ctx.scratch);
+  const TensorView cudnn = cudnn_scratch(ctx, args);
   if (ctx.counting()) return;
   if (ctx.device.is_cuda()) {
-    if constexpr (kBuiltWithCuda) return cuda::attention_forward(ctx, args);
+    if constexpr (kBuiltWithCuda) {
+      return cudnn ? cuda::attention_forward_cudnn(ctx, args, cudnn)
+                   : cuda::attention_forward(ctx, args);
+    }
     fail_no_cuda("attention_forward");
   }
   dispatch_float(args.q.dtype, [&]<class Real>() { cpu::attention_forward<Real>(args); });
@@ -63,14 +87,57 @@ void attention_backward(const Context& ctx, const AttentionBackward& args) {
   expect("dv", args.dv, args.v.dims, dtype, ctx.device);
   const ArenaScope scope(*ctx.scratch);
   const auto [B, T, Hq] = args.lse.shape<3>("lse: (B, T, Hq)");
+  const TensorView cudnn = cudnn_scratch(ctx, args);
   const Dims stats_dims = ctx.device.is_cuda() ? Dims{B, Hq, T, 4} : Dims{B, T, Hq};
-  const TensorView stats = ctx.scratch->alloc(stats_dims, stat_dtype(dtype));
+  const TensorView stats = cudnn ? TensorView() : ctx.scratch->alloc(stats_dims, stat_dtype(dtype));
   if (ctx.counting()) return;
   if (ctx.device.is_cuda()) {
-    if constexpr (kBuiltWithCuda) return cuda::attention_backward(ctx, args, stats);
+    if constexpr (kBuiltWithCuda) {
+      return cudnn ? cuda::attention_backward_cudnn(ctx, args, cudnn)
+                   : cuda::attention_backward(ctx, args, stats);
+    }
     fail_no_cuda("attention_backward");
   }
   dispatch_float(dtype, [&]<class Real>() { cpu::attention_backward<Real>(args, stats); });
+}
+
+namespace {
+
+// Heads that the kernels on tensor cores take.
+bool has_fast_kernels(int64_t hd) { return hd % 8 == 0 && hd <= 128; }
+
+std::string describe_own(const ConstTensorView& q) {
+  if (q.dtype != DType::bf16 || has_fast_kernels(q.dim(3))) return "";
+  return concat("head_dim ", q.dim(3),
+                " runs on plain kernels; those on tensor cores take multiples of 8 up to 128");
+}
+
+}  // namespace
+
+std::string describe_kernels(Device device, const AttentionForward& forward,
+                             const AttentionBackward& backward) {
+  if (device.is_cpu()) return "";
+  const std::string own = describe_own(forward.q);
+  if (forward.backend == AttentionBackend::own) return own;
+  std::string absence = "this build has no CUDA";
+  if constexpr (kBuiltWithCuda) {
+    absence = cuda::why_no_cudnn(device);
+    if (absence.empty()) {
+      const bool takes_forward = cuda::cudnn_scratch_bytes(device, forward).has_value();
+      const bool takes_backward = cuda::cudnn_scratch_bytes(device, backward).has_value();
+      const std::string name = "cuDNN " + cuda::cudnn_version();
+      if (takes_forward && takes_backward) return name;
+      if (takes_forward) {
+        return name +
+               " forward, our own kernels backward: in a fixed order of sums cuDNN's takes "
+               "too much memory for rows this long";
+      }
+      absence =
+          name + " takes bf16, whole rows of one rank, and head_dim a multiple of 8 up to 128";
+    }
+  }
+  return "backend: cudnn is asked for, our own kernels run: " + absence +
+         (own.empty() ? "" : "; " + own);
 }
 
 }  // namespace sluice

@@ -21,9 +21,17 @@
 // lse (and their dy), one call per block yields that block's dk and dv and its share of dq.
 #pragma once
 
+#include <span>
+#include <string>
+
 #include "kernels/core/context.h"
 
 namespace sluice {
+
+// On a GPU: our own kernels; or cuDNN's, where the library is there and takes the arguments, else
+// our own. On the CPU all the same.
+enum class AttentionBackend : uint8_t { own, cudnn };
+std::span<const char* const> enum_names(AttentionBackend);
 
 struct AttentionForward {
   ConstTensorView q = {};          // (B, T, Hq, hd)
@@ -35,6 +43,9 @@ struct AttentionForward {
   int64_t query_begin = 0;         // index of query 0 among the keys
   int64_t window = 0;              // 0: unlimited
   double scale = 0;                // 0: hd^(-1/2)
+  AttentionBackend backend = AttentionBackend::own;
+  // A promise that doc_begin hides nothing: cuDNN's kernels need not look. (Ours hardly gain.)
+  bool one_document = false;
 };
 void attention_forward(const Context& ctx, const AttentionForward& args);
 
@@ -63,8 +74,15 @@ struct AttentionBackward {
   int64_t query_begin = 0;
   int64_t window = 0;
   double scale = 0;
+  AttentionBackend backend = AttentionBackend::own;
+  bool one_document = false;
   bool add_to_dq = false;  // dq holds the shares of other blocks of keys
 };
 void attention_backward(const Context& ctx, const AttentionBackward& args);
+
+// What a device runs these with, for a log: cuDNN, or what keeps it or the tensor cores away. Empty
+// where our own fast kernels, or the CPU's, run as asked for. The views need no memory.
+std::string describe_kernels(Device device, const AttentionForward& forward,
+                             const AttentionBackward& backward);
 
 }  // namespace sluice

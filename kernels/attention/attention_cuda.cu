@@ -131,6 +131,27 @@ __global__ void __launch_bounds__(kThreads) attention_merge_kernel(MergeParams<T
   if (threadIdx.x % kWarp == 0) lse = largest + logf(sum);
 }
 
+// A thread moves one query's statistic between (B, T, Hq), rows `stride` apart, and (B, Hq, T).
+__global__ void __launch_bounds__(kThreads)
+    lse_transpose_kernel(float* lse, int64_t stride, float* stats, int T, int heads, int64_t count,
+                         bool to_lse) {
+  const int64_t n = int64_t(blockIdx.x) * kThreads + threadIdx.x;
+  if (n >= count) return;
+  const int64_t row = n / heads;
+  const int h = int(n % heads);
+  float& in_row = lse[row * stride + h];
+  float& in_head = stats[(row / T * heads + h) * T + row % T];
+  to_lse ? in_row = in_head : in_head = in_row;
+}
+
+void transpose_lse(const Context& ctx, float* lse, const ConstTensorView& shape, float* stats,
+                   bool to_lse) {
+  const int64_t count = shape.numel();
+  launch(ctx, "attention's statistics",
+         {.blocks = unsigned(ceil_div(count, kThreads)), .threads = kThreads}, lse_transpose_kernel,
+         lse, shape.row_stride, stats, int(shape.dim(1)), int(shape.dim(2)), count, to_lse);
+}
+
 // Whether heads are 16-byte pieces of rows.
 template <class T>
 bool takes_packs(int64_t hd, std::initializer_list<const TensorView*> outputs,
@@ -157,6 +178,14 @@ void attention_forward(const Context& ctx, const AttentionForward& args) {
     }
     attention_forward_plain<T>(ctx, params);
   });
+}
+
+void lse_from_stats(const Context& ctx, const float* stats, const TensorView& lse) {
+  transpose_lse(ctx, lse.as<float>(), lse, const_cast<float*>(stats), /*to_lse=*/true);
+}
+
+void stats_from_lse(const Context& ctx, const ConstTensorView& lse, float* stats) {
+  transpose_lse(ctx, const_cast<float*>(lse.as<float>()), lse, stats, /*to_lse=*/false);
 }
 
 void attention_merge(const Context& ctx, const AttentionMerge& args) {

@@ -12,4 +12,8 @@ void attention_merge(const Context& ctx, const AttentionMerge& args);
 // stats: (B, Hq, T, 4) f32 scratch, what the kernels need to know of each query.
 void attention_backward(const Context& ctx, const AttentionBackward& args, TensorView stats);
 
+// lse (B, T, Hq) and the same with heads before tokens, (B, Hq, T) packed.
+void lse_from_stats(const Context& ctx, const float* stats, const TensorView& lse);
+void stats_from_lse(const Context& ctx, const ConstTensorView& lse, float* stats);
+
 }  // namespace sluice::cuda

@@ -50,7 +50,8 @@ Attention::Attention(const LayerBuild& build, const Config& config)
   shape_ = {.Hq = config.heads,
             .Hkv = config.kv_heads > 0 ? config.kv_heads : config.heads,
             .hd = config.head_dim > 0 ? config.head_dim : D_ / config.heads,
-            .window = config.window};
+            .window = config.window,
+            .backend = config.backend};
   rotary_ = int64_t(config.rope.fraction * double(shape_.hd));
   scores_ = make_attention_scores(shape_, build.groups.sequence);
   qkv_ = Linear(build, "qkv",
@@ -162,6 +163,10 @@ void Attention::step(const Context& ctx, const LayerStep& io) const {
                             .query_begin = visible - 1});
   }
   out_proj_.forward(ctx, y, io.y);
+}
+
+std::string Attention::describe_kernels(int64_t rows, int64_t row_tokens) const {
+  return scores_->describe_kernels(store_.device(), store_.dtype(), rows, row_tokens);
 }
 
 // Projections, then scores and values over the visible keys: half of the row, or the window.

@@ -35,6 +35,7 @@ struct AttentionConfig {
   int64_t head_dim = 0;
   int64_t window = 0;
   bool bias = false;
+  AttentionBackend backend = AttentionBackend::own;
   RopeConfig rope;
 
   template <class V>
@@ -45,6 +46,8 @@ struct AttentionConfig {
     v(Field{.name = "window", .help = "tokens a query sees, itself included; 0: all", .min = 0},
       window);
     v(Field{.name = "bias", .help = "biases of the projections"}, bias);
+    v(Field{.name = "backend", .help = "kernels on a GPU: own, or cudnn where it is found"},
+      backend);
     v(Field{.name = "rope", .help = "rotary positions"}, rope);
   }
   void validate(const std::string& where, int64_t d_model) const;
@@ -67,6 +70,7 @@ class Attention final : public Layer {
   void step(const Context& ctx, const LayerStep& io) const override;
   double flops_per_token(int64_t row_tokens) const override;
   std::string describe_exchange() const override { return scores_->describe(); }
+  std::string describe_kernels(int64_t rows, int64_t row_tokens) const override;
 
  private:
   struct SavedTensors;

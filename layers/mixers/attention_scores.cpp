@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <vector>
 
-#include "kernels/attention/attention.h"
 #include "parallel/sequence/heads_exchange.h"
 #include "parallel/sequence/kv_exchange.h"
 
@@ -33,7 +32,8 @@ AttentionForward forward_args(const AttentionShape& shape, const ConstTensorView
           .doc_begin = doc_begin,
           .y = y,
           .lse = lse,
-          .window = shape.window};
+          .window = shape.window,
+          .backend = shape.backend};
 }
 
 AttentionBackward backward_args(const AttentionShape& shape, const AttentionScoresBackward& args,
@@ -48,7 +48,20 @@ AttentionBackward backward_args(const AttentionShape& shape, const AttentionScor
           .dq = shape.q(args.dqkv),
           .dk = shape.k(args.dqkv),
           .dv = shape.v(args.dqkv),
-          .window = shape.window};
+          .window = shape.window,
+          .backend = shape.backend};
+}
+
+// Over B rows of T tokens on this rank.
+std::string kernels_of(const AttentionShape& shape, Device device, DType dtype, int64_t B,
+                       int64_t T) {
+  const TensorView qkv(nullptr, {B, T, shape.columns()}, dtype, device);
+  const TensorView y(nullptr, {B, T, shape.Hq, shape.hd}, dtype, device);
+  const TensorView lse(nullptr, {B, T, shape.Hq}, stat_dtype(dtype), device);
+  const TensorView doc_begin(nullptr, {B, T}, DType::i32, device);
+  return sluice::describe_kernels(
+      device, forward_args(shape, qkv, doc_begin, y, lse),
+      backward_args(shape, {.dy = y, .qkv = qkv, .y = y, .dqkv = qkv}, doc_begin, lse));
 }
 
 class AttentionHere final : public AttentionScores {
@@ -57,6 +70,10 @@ class AttentionHere final : public AttentionScores {
 
   bool keeps_projection() const override { return true; }
   std::string describe() const override { return ""; }
+  std::string describe_kernels(Device device, DType dtype, int64_t rows,
+                               int64_t row_tokens) const override {
+    return kernels_of(shape_, device, dtype, rows, row_tokens);
+  }
 
   std::unique_ptr<Saved> forward(const Context& ctx, const Rows& rows, const ConstTensorView& qkv,
                                  const TensorView& y) const override {
@@ -81,7 +98,8 @@ AttentionShape share_of(const AttentionShape& shape, int ranks) {
   return {.Hq = shape.Hq / ranks,
           .Hkv = std::max<int64_t>(1, shape.Hkv / ranks),
           .hd = shape.hd,
-          .window = shape.window};
+          .window = shape.window,
+          .backend = shape.backend};
 }
 
 // Rank r's columns of q, k and v. With fewer key-value heads than ranks, r Hkv / c is the one that
@@ -119,6 +137,10 @@ class AttentionByHeads final : public AttentionScores {
     return fmt::format(
         "all-to-all over {} ranks, each with {} of {} query heads and {} of {} key-value heads",
         ranks_, share_.Hq, shape_.Hq, share_.Hkv, shape_.Hkv);
+  }
+  std::string describe_kernels(Device device, DType dtype, int64_t rows,
+                               int64_t row_tokens) const override {
+    return kernels_of(share_, device, dtype, rows, row_tokens);
   }
 
   std::unique_ptr<Saved> forward(const Context& ctx, const Rows& rows, const ConstTensorView& qkv,
@@ -179,6 +201,14 @@ class AttentionByKeys final : public AttentionScores {
     return fmt::format(
         "keys and values on a ring over {} ranks, {} query and {} key-value heads on each",
         sequence_.size(), shape_.Hq, shape_.Hkv);
+  }
+  // Most blocks of keys are not those of the queries.
+  std::string describe_kernels(Device device, DType dtype, int64_t rows,
+                               int64_t row_tokens) const override {
+    const std::string text = kernels_of(shape_, device, dtype, rows, row_tokens / sequence_.size());
+    return text.empty() || shape_.backend == AttentionBackend::own
+               ? text
+               : text + "; for keys of other ranks our own kernels run";
   }
 
   std::unique_ptr<Saved> forward(const Context& ctx, const Rows& rows, const ConstTensorView& qkv,

@@ -13,6 +13,7 @@
 #include <memory>
 #include <string>
 
+#include "kernels/attention/attention.h"
 #include "layers/layer.h"
 #include "parallel/communicator.h"
 
@@ -23,6 +24,7 @@ struct AttentionShape {
   int64_t Hkv = 0;
   int64_t hd = 0;
   int64_t window = 0;  // 0: unlimited
+  AttentionBackend backend = AttentionBackend::own;
 
   // Columns of the projection qkv (..., (Hq + 2 Hkv) hd), or of its gradient.
   int64_t columns() const { return (Hq + 2 * Hkv) * hd; }
@@ -65,6 +67,9 @@ class AttentionScores {
   virtual void backward(const Context& ctx, const Rows& rows, const AttentionScoresBackward& args,
                         const Saved& saved) const = 0;
   virtual std::string describe() const = 0;  // empty: nothing is exchanged
+  // Of the operator, over rows of so many tokens (kernels/attention/attention.h).
+  virtual std::string describe_kernels(Device device, DType dtype, int64_t rows,
+                                       int64_t row_tokens) const = 0;
 };
 
 // Every rank gets Hq / c query heads and either Hkv / c key-value heads, or a copy of one.

@@ -9,6 +9,7 @@
 #include "kernels/causal_conv1d/causal_conv1d.h"
 #include "kernels/chunk_cumsum/chunk_cumsum.h"
 #include "kernels/chunk_scan/chunk_scan.h"
+#include "kernels/chunk_scan/chunk_scan_cuda.h"
 #include "kernels/chunk_state/chunk_state.h"
 #include "kernels/chunk_state/entering_states.h"
 #include "kernels/elementwise/elementwise.h"
@@ -401,6 +402,19 @@ void Mamba2::step(const Context& ctx, const LayerStep& io) const {
                  .dt_max = config_.dt_max});
   gated_norm(ctx, y, zxbcdt, normed);
   out_proj_.forward(ctx, normed, io.y);
+}
+
+std::string Mamba2::describe_kernels(int64_t rows, int64_t row_tokens) const {
+  if (store_.device().is_cpu() || store_.dtype() != DType::bf16) return "";
+  const auto shape = [&](int64_t heads, int64_t width) {
+    return ConstTensorView(nullptr, {rows, row_tokens, heads, width}, store_.dtype(),
+                           store_.device());
+  };
+  if (cuda::tensor_cores_take(shape(H_, P_), shape(G_, N_), config_.chunk)) return "";
+  return fmt::format(
+      "head_dim {}, state_dim {} and chunk {} run on plain kernels; those on tensor cores take "
+      "head_dim 64, state_dim 64 or 128 and chunk up to 256",
+      P_, N_, config_.chunk);
 }
 
 // Projections, then the scan by the customary count of 7 E N.

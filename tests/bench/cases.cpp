@@ -1,5 +1,8 @@
 #include "tests/bench/cases.h"
 
+#include "kernels/attention/attention_cudnn.h"
+#include "kernels/core/dispatch.h"
+
 namespace sluice::bench {
 namespace {
 
@@ -36,6 +39,22 @@ std::vector<Family> cpu_families(const Target& t) {
       {"adamw", {adamw_case(t, int64_t{1} << 24)}},
       {"accumulate", {accumulate_case(int64_t{1} << 24)}},
   };
+}
+
+// By our own kernels, and by cuDNN where it is found.
+std::vector<Case> gpu_attention_cases(const Target& t) {
+  std::vector<AttentionBackend> backends = {AttentionBackend::own};
+  if constexpr (kBuiltWithCuda) {
+    if (cuda::why_no_cudnn(t.device).empty()) backends.push_back(AttentionBackend::cudnn);
+  }
+  std::vector<Case> cases;
+  for (const AttentionBackend backend : backends) {
+    cases.push_back(
+        attention_case(t, {.B = 4, .T = 4096, .Hq = 16, .Hkv = 16, .hd = 128, .backend = backend}));
+    cases.push_back(
+        attention_case(t, {.B = 2, .T = 8192, .Hq = 32, .Hkv = 8, .hd = 128, .backend = backend}));
+  }
+  return cases;
 }
 
 // The three products of a layer's projections.
@@ -106,9 +125,7 @@ std::vector<Family> gpu_families(const Target& t) {
        {scan_case(t, {.B = 8, .T = 2048, .E = 4096}), scan_case(t, {.B = 4, .T = 8192, .E = 4096}),
         scan_case(t, {.B = 16, .T = 2048, .E = 1536})}},
       {"ssd", gpu_ssd_cases(t)},
-      {"attention",
-       {attention_case(t, {.B = 4, .T = 4096, .Hq = 16, .Hkv = 16, .hd = 128}),
-        attention_case(t, {.B = 2, .T = 8192, .Hq = 32, .Hkv = 8, .hd = 128})}},
+      {"attention", gpu_attention_cases(t)},
       {"moe", {moe_case(t, {.T = kTokens, .D = 2048, .X = 16, .F = 4096})}},
       {"xent", {xent_case(t, kTokens, 2048, 50288)}},
       {"adamw", {adamw_case(t, int64_t{1} << 29)}},

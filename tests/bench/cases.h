@@ -6,6 +6,7 @@
 #pragma once
 
 #include "kernels/activation/activation.h"
+#include "kernels/attention/attention.h"
 #include "tests/bench/workload.h"
 
 namespace sluice::bench {
@@ -51,6 +52,7 @@ Case ssd_case(const Target& target, const SsdShape& shape);
 
 struct AttentionShape {
   int64_t B = 1, T = 0, Hq = 0, Hkv = 0, hd = 0;
+  AttentionBackend backend = AttentionBackend::own;
 };
 Case attention_case(const Target& target, const AttentionShape& shape);
 

@@ -434,6 +434,28 @@ TEST(Attention, KeepsNoScores) {
   EXPECT_LE(scratch.peak(), align_up(T * 4));
 }
 
+// Also where no GPU is, as a plan asks.
+TEST(Attention, SaysWhatAGpuRunsWith) {
+  const auto text = [](Device device, int64_t hd, DType dtype, AttentionBackend backend) {
+    const TensorView x(nullptr, {1, 32, 2, hd}, dtype, device);
+    const TensorView doc_begin(nullptr, {1, 32}, DType::i32, device);
+    return describe_kernels(
+        device, {.q = x, .k = x, .v = x, .doc_begin = doc_begin, .y = x, .backend = backend},
+        {.dy = x, .q = x, .k = x, .v = x, .doc_begin = doc_begin, .y = x, .backend = backend});
+  };
+  const Device gpu{Device::Kind::cuda, 0};
+  const auto own = AttentionBackend::own, cudnn = AttentionBackend::cudnn;
+  EXPECT_EQ(text(gpu, 128, DType::bf16, own), "");
+  EXPECT_EQ(text(gpu, 160, DType::f32, own), "");
+  EXPECT_EQ(text(kCpu, 160, DType::f32, cudnn), "");
+  const std::string plain =
+      "head_dim 160 runs on plain kernels; those on tensor cores take multiples of 8 up to 128";
+  EXPECT_EQ(text(gpu, 160, DType::bf16, own), plain);
+  const std::string refused = text(gpu, 160, DType::bf16, cudnn);
+  EXPECT_EQ(refused.find("backend: cudnn is asked for, our own kernels run: "), 0u) << refused;
+  EXPECT_NE(refused.find(plain), std::string::npos) << refused;
+}
+
 TEST(Attention, RefusesWrongShapes) {
   const AttentionShape good{.T = 6, .Hq = 4, .Hkv = 2, .hd = 3};
   const auto refuses = [&](auto&& spoil) {

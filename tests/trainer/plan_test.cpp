@@ -206,6 +206,26 @@ TEST(Plan, NamesTheMeshAndWhatBranchesExchange) {
   EXPECT_THROW(make_plan(with_parallel(tiny.config, {2, 2, 2}, 1), 3), UsageError);
 }
 
+// Fast kernels that are missing, or a library that was asked for, are named once for all branches.
+TEST(Plan, NamesWhatAGpuRunsWith) {
+  TinyRun tiny("M*M*");
+  EXPECT_TRUE(make_plan(tiny.config, 1).kernels.empty());
+  tiny.config.device = DeviceChoice::cuda;
+  tiny.config.precision = Precision::bf16;
+  AttentionConfig& attention = std::get<AttentionConfig>(tiny.config.model.sections);
+  attention.heads = 1;
+  attention.head_dim = 12;
+  std::get<Mamba2Config>(tiny.config.model.sections).chunk = 512;
+  const Plan plan = make_plan(tiny.config, 1);
+  ASSERT_EQ(plan.kernels.size(), 2u);
+  EXPECT_NE(plan.kernels[0].find("chunk 512 run on plain kernels"), std::string::npos)
+      << plan.kernels[0];
+  EXPECT_NE(plan.kernels[1].find("head_dim 12 runs on plain kernels"), std::string::npos)
+      << plan.kernels[1];
+  EXPECT_NE(describe(plan).find(plan.kernels[1]), std::string::npos);
+  EXPECT_EQ(to_json(plan).at("kernels").size(), 2u);
+}
+
 TEST(Plan, OneRankSendsNothing) {
   const TinyRun tiny("M*E");
   EXPECT_TRUE(make_plan(with_parallel(tiny.config, {1, 1, 1}, 1), 1).wire_bytes_per_step.empty());

@@ -39,6 +39,7 @@ ConfigRule carrying_rule_of(std::string_view key) {
 
 ConfigRule rule_of(std::string_view key) {
   if (lies_in(key, "data.train") && key.ends_with(".weight")) return ConfigRule::logged;
+  if (lies_in(key, "model") && key.ends_with(".backend")) return ConfigRule::logged;
   if (lies_in_any(
           key, {"model", "seed", "data.train", "data.carry_state", "data.tokenizer", "tokenizer"}))
     return ConfigRule::locked;

@@ -20,9 +20,9 @@ enum class ConfigRule : uint8_t {
   free,    // no consequence for what is computed
 };
 
-// model, data.train but for weights, data.carry_state, the tokenizer and the seed are locked; name,
-// device, parallel, checkpoint, log, data.valid and in train steps, micro_batch, recompute and
-// eval_* are free; everything else is logged.
+// model but for backends of kernels, data.train but for weights, data.carry_state, the tokenizer
+// and the seed are locked; name, device, parallel, checkpoint, log, data.valid and in train steps,
+// micro_batch, recompute and eval_* are free; everything else is logged.
 ConfigRule rule_of(std::string_view key);
 
 struct ConfigDifference {

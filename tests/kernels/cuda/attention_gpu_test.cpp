@@ -14,6 +14,7 @@ struct AttentionShape {
   int64_t first = 0;
   double scale = 0;
   int64_t padding = 0;  // of rows
+  AttentionBackend backend = AttentionBackend::own;
 };
 
 // q is a row of its own; k and v are slices of one.
@@ -47,6 +48,7 @@ void backward(Side& side, const AttentionShape& a, const Inputs& in, const Tenso
                                   .query_begin = a.query_begin,
                                   .window = a.window,
                                   .scale = a.scale,
+                                  .backend = a.backend,
                                   .add_to_dq = add_to_dq});
 }
 
@@ -64,7 +66,8 @@ void run(Side& side, const AttentionShape& a) {
                                  .lse = lse,
                                  .query_begin = a.query_begin,
                                  .window = a.window,
-                                 .scale = a.scale});
+                                 .scale = a.scale,
+                                 .backend = a.backend});
   backward(side, a, in, y, lse, side.output("dq", in.q.dims, side.dtype(), a.padding), false);
   const TensorView merged = side.compare("merged y", side.normal(y.dims, 1, 0, a.padding));
   const TensorView merged_lse = side.compare("merged lse", side.stat_normal(lse.dims));
