@@ -8,7 +8,6 @@ namespace {
 
 constexpr int kBlockThreads = kConvWarps * kWarp;
 constexpr int kPlainThreads = 128;
-constexpr int kAhead = 4;                  // rows on their way at once
 constexpr int kLookahead = kConvTaps - 1;  // dx of a token is complete so many tokens later
 
 template <class T>
@@ -80,9 +79,10 @@ struct BackwardWalk {
 
 // The parameter gradients of a block's warps, added up in order.
 __device__ void store_partials(const BackwardWalk& walk, int64_t tile_begin, int64_t C,
-                               float* partial) {
+                               float* partial, char* shared) {
   constexpr int kSums = kConvTaps + 1;
-  __shared__ float sums[kConvWarps][kSums][kConvChannels];
+  using Sums = float[kSums][kConvChannels];
+  Sums* const sums = reinterpret_cast<Sums*>(shared);  // of the warps
   const int warp = threadIdx.x / kWarp, first = threadIdx.x % kWarp * kConvWidth;
 #pragma unroll
   for (int i = 0; i < kConvWidth; ++i) {
@@ -103,36 +103,23 @@ __device__ void store_partials(const BackwardWalk& walk, int64_t tile_begin, int
   }
 }
 
-// What a warp reads and writes while it walks: pointers move on with it.
 template <class T>
-struct BackwardRows {
-  const T* x;
-  const T* dy;
-  T* dx;  // of the row kLookahead before
-  ConvRows<T, kAhead> next_x, next_dy;
+using BackwardQueue = ConvQueue<T, 2>;  // of x and dy
 
-  // `present` rows are there.
-  __device__ void load(const ConvInput<T>& in, const Gradients<T>& out, int present) {
-    next_x.load(x, in.x_stride, present);
-    next_dy.load(dy, out.dy_stride, present);
-    x += kAhead * in.x_stride;
-    dy += kAhead * out.dy_stride;
-  }
-};
-
-// kAhead tokens. Edge: they may be behind the warp's own or the row's last, or young, or the first
-// ones, whose dx belongs to another warp or to the halo.
+// A group of tokens. Edge: they may be behind the warp's own or the row's last, or young, or the
+// first ones, whose dx belongs to another warp or to the halo. `dx` is of the row kLookahead
+// before.
 template <bool kEdge, class T>
 __device__ void backward_rows(BackwardWalk& walk, const ConvInput<T>& in, const Gradients<T>& out,
-                              const ConvPiece& piece, const BackwardRows<T>& now,
+                              const ConvPiece& piece, const BackwardQueue<T>& queue, T* dx,
                               const ConvAges& ages, int begin) {
 #pragma unroll
-  for (int i = 0; i < kAhead; ++i) {
+  for (int i = 0; i < kConvAhead; ++i) {
     const int row = begin + i;
     const int age = kEdge ? ages.of(row) : kConvTaps;
-    const ConvRow done = walk.advance<kEdge>(now.next_x.rows[i].unpack(),
-                                             now.next_dy.rows[i].unpack(), age, row < piece.count);
-    T* to = now.dx + i * out.dx_stride;
+    const ConvRow done =
+        walk.advance<kEdge>(queue.row(0, i), queue.row(1, i), age, row < piece.count);
+    T* to = dx + i * out.dx_stride;
     if (kEdge && row < kLookahead) {
       if (piece.begin > 0 || out.dhalo == nullptr) continue;
       to = out.dx_row(piece.b, row - kLookahead, in.tokens, kConvTaps) + piece.c;
@@ -146,33 +133,38 @@ __device__ void backward_rows(BackwardWalk& walk, const ConvInput<T>& in, const 
 template <class T>
 __global__ void __launch_bounds__(kBlockThreads, kConvBackwardResident)
     backward_kernel(ConvInput<T> in, Gradients<T> out, int64_t rows) {
+  extern __shared__ __align__(16) char shared[];
   const int64_t tiles = conv_tiles(in.C);
-  const ConvPiece piece(in.B, in.tokens, in.C, rows,
-                        blockIdx.x / tiles * kConvWarps + threadIdx.x / kWarp, blockIdx.x % tiles);
+  const int warp = threadIdx.x / kWarp;
+  const ConvPiece piece(in.B, in.tokens, in.C, rows, blockIdx.x / tiles * kConvWarps + warp,
+                        blockIdx.x % tiles);
   const bool empty = piece.count == 0;
   const int64_t b = empty ? 0 : piece.b, begin_token = empty ? 0 : piece.begin;
   const int walked = empty ? 0 : piece.count + kLookahead;
   const int64_t first_row = b * in.tokens + begin_token;
   const int present = int(min(int64_t{walked}, in.tokens - begin_token));  // rows with tokens
-  BackwardRows<T> rows_at{.x = in.x + first_row * in.x_stride + piece.c,
-                          .dy = out.dy + first_row * out.dy_stride + piece.c,
-                          .dx = out.dx + (first_row - kLookahead) * out.dx_stride + piece.c};
-  rows_at.load(in, out, present);
+  BackwardQueue<T> queue(reinterpret_cast<typename BackwardQueue<T>::Shared*>(shared)[warp],
+                         {{in.x + first_row * in.x_stride + piece.c, in.x_stride},
+                          {out.dy + first_row * out.dy_stride + piece.c, out.dy_stride}},
+                         present);
+  T* dx = out.dx + (first_row - kLookahead) * out.dx_stride + piece.c;
   BackwardWalk walk{.window = {in, b, begin_token, piece.c}};
   ConvAges ages;
-  for (int begin = 0; begin < walked; begin += kAhead) {
+  for (int begin = 0; begin < walked; begin += kConvAhead) {
     if (begin % kWarp == 0) ages.load(in, b, begin_token + begin, begin_token + present);
-    const BackwardRows<T> now = rows_at;
-    rows_at.load(in, out, present - begin - kAhead);
-    rows_at.dx += kAhead * out.dx_stride;
-    if (begin >= kLookahead && begin + kAhead <= piece.count && ages.old<kAhead>(begin)) {
-      backward_rows<false>(walk, in, out, piece, now, ages, begin);
+    queue.next();
+    if (begin >= kLookahead && begin + kConvAhead <= piece.count && ages.old<kConvAhead>(begin)) {
+      backward_rows<false>(walk, in, out, piece, queue, dx, ages, begin);
     } else {
-      backward_rows<true>(walk, in, out, piece, now, ages, begin);
+      backward_rows<true>(walk, in, out, piece, queue, dx, ages, begin);
     }
+    dx += kConvAhead * out.dx_stride;
   }
+  wait_copies<0>();
+  __syncthreads();
   const int64_t block = blockIdx.x / tiles;
-  store_partials(walk, piece.tile_begin, in.C, out.partial + block * in.C * (kConvTaps + 1));
+  store_partials(walk, piece.tile_begin, in.C, out.partial + block * in.C * (kConvTaps + 1),
+                 shared);
 }
 
 // The gradient of v at a token, for the plain kernels.
@@ -271,7 +263,9 @@ void causal_conv1d_backward(const Context& ctx, const CausalConv1dBackward& args
     const Gradients<T> out(args, partial);
     if (conv_in_windows(in, args.weight, args.x, args.halo, args.dy, args.dx, args.dhalo)) {
       launch(ctx, "causal_conv1d_backward",
-             {.blocks = unsigned(blocks * conv_tiles(in.C)), .threads = kBlockThreads},
+             {.blocks = unsigned(blocks * conv_tiles(in.C)),
+              .threads = kBlockThreads,
+              .shared_bytes = kConvWarps * sizeof(typename BackwardQueue<T>::Shared)},
              backward_kernel<T>, in, out, conv_backward_rows(in.B, in.tokens, in.C));
     } else {
       backward_plain(ctx, in, out, blocks);

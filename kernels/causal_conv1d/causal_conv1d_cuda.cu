@@ -5,19 +5,18 @@ namespace sluice::cuda {
 
 namespace {
 
-constexpr int kResident = 5;  // blocks of a processor
-constexpr int kAhead = 4;     // rows on their way at once
+constexpr int kResident = 6;  // blocks of a processor
 constexpr int kPlainThreads = 256;
 
-// kAhead rows; `last` of them are there. Edge: some may not be, or may start documents.
+// A group of rows; `last` of them are there. Edge: some may not be, or may start documents.
 template <bool kEdge, class T>
-__device__ void forward_rows(ConvWindow& window, const ConvRows<T, kAhead>& x, const ConvAges& ages,
+__device__ void forward_rows(ConvWindow& window, const ConvQueue<T, 1>& x, const ConvAges& ages,
                              int first, int last, bool active, T* y, int64_t y_stride) {
 #pragma unroll
-  for (int i = 0; i < kAhead; ++i) {
+  for (int i = 0; i < kConvAhead; ++i) {
     if (kEdge && i >= last) break;
     if (kEdge && ages.of(first + i) == 0) window.forget();
-    const ConvRow row = x.rows[i].unpack();
+    const ConvRow row = x.row(0, i);
     ConvRow out;
 #pragma unroll
     for (int c = 0; c < kConvWidth; ++c)
@@ -28,33 +27,33 @@ __device__ void forward_rows(ConvWindow& window, const ConvRows<T, kAhead>& x, c
 }
 
 // Memory-bound: 4 T C bytes in bf16. A lane walks down its channels with the last three rows in
-// registers, so x is read once but for 3 rows a warp, which a neighbour has just put in L2.
+// registers, so x is read once but for 3 rows a warp, which a neighbour has just put in L2. What
+// is on its way lies in shared memory: 16 rows a warp, which registers could not hold.
 template <class T>
 __global__ void __launch_bounds__(kConvWarps* kWarp, kResident)
-    forward_kernel(ConvInput<T> in, T* y, int64_t y_stride, int64_t rows) {
+    forward_kernel(ConvInput<T> in, T* y, int64_t y_stride) {
+  __shared__ typename ConvQueue<T, 1>::Shared queues[kConvWarps];
   const int64_t tiles = conv_tiles(in.C);
-  const ConvPiece piece(in.B, in.tokens, in.C, rows,
-                        blockIdx.x / tiles * kConvWarps + threadIdx.x / kWarp, blockIdx.x % tiles);
+  const int warp = threadIdx.x / kWarp;
+  const ConvPiece piece(in.B, in.tokens, in.C, kConvForwardRows,
+                        blockIdx.x / tiles * kConvWarps + warp, blockIdx.x % tiles);
   if (piece.count == 0) return;
   const int64_t first_row = piece.b * in.tokens + piece.begin;
-  const T* x = in.x + first_row * in.x_stride + piece.c;
+  ConvQueue<T, 1> x(queues[warp], {{in.x + first_row * in.x_stride + piece.c, in.x_stride}},
+                    piece.count);
   y += first_row * y_stride + piece.c;
-  ConvRows<T, kAhead> next;
-  next.load(x, in.x_stride, piece.count);
   ConvWindow window(in, piece.b, piece.begin, piece.c);
   ConvAges ages;
-  for (int begin = 0; begin < piece.count; begin += kAhead) {
+  for (int begin = 0; begin < piece.count; begin += kConvAhead) {
     if (begin % kWarp == 0) ages.load(in, piece.b, piece.begin + begin, piece.begin + piece.count);
-    const ConvRows<T, kAhead> current = next;
+    x.next();
     const int left = piece.count - begin;
-    x += kAhead * in.x_stride;
-    next.load(x, in.x_stride, left - kAhead);
-    if (left >= kAhead && ages.old<kAhead>(begin)) {
-      forward_rows<false>(window, current, ages, begin, left, piece.active, y, y_stride);
+    if (left >= kConvAhead && ages.old<kConvAhead>(begin)) {
+      forward_rows<false>(window, x, ages, begin, left, piece.active, y, y_stride);
     } else {
-      forward_rows<true>(window, current, ages, begin, left, piece.active, y, y_stride);
+      forward_rows<true>(window, x, ages, begin, left, piece.active, y, y_stride);
     }
-    y += kAhead * y_stride;
+    y += kConvAhead * y_stride;
   }
 }
 
@@ -105,12 +104,11 @@ void causal_conv1d_forward(const Context& ctx, const CausalConv1dForward& args) 
     const ConvInput<T> in(args);
     T* const y = pointer<T>(args.y);
     if (conv_in_windows(in, args.weight, args.x, args.halo, args.y)) {
-      const int64_t rows = conv_rows(in.B, in.tokens, in.C, kResident);
-      const int64_t pieces = in.B * ceil_div(in.tokens, rows);
+      const int64_t pieces = in.B * ceil_div(in.tokens, kConvForwardRows);
       launch(ctx, "causal_conv1d_forward",
              {.blocks = unsigned(ceil_div(pieces, kConvWarps) * conv_tiles(in.C)),
               .threads = kConvWarps * kWarp},
-             forward_kernel<T>, in, y, args.y.row_stride, rows);
+             forward_kernel<T>, in, y, args.y.row_stride);
     } else {
       launch(
           ctx, "causal_conv1d_forward",

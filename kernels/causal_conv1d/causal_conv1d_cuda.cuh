@@ -95,16 +95,74 @@ __device__ inline void store_row(Bf16* to, const ConvRow& row) {
                                    pack_bf16(row.values[2], row.values[3])};
 }
 
-// Rows [0, end) of kRows from `from` on, zeros behind them: what is on its way at once.
-template <class T, int kRows>
-struct ConvRows {
-  PackedConvRow<T> rows[kRows];
+// A lane's next rows of kTensors tensors, on their way to shared memory: kConvStages groups of
+// kConvAhead rows, of which one is being worked on. No lane reads what another one has copied;
+// registers would not hold as many rows.
+constexpr int kConvAhead = 8;
+constexpr int kConvStages = 3;
 
-  __device__ void load(const T* from, int64_t stride, int end) {
+// One lane's channels of a row, both sides aligned to as many bytes; zeros if not `valid`.
+template <class T>
+__device__ void copy_row_async(PackedConvRow<T>* shared, const T* global, bool valid) {
+  constexpr int kBytes = sizeof(PackedConvRow<T>);
+  asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;\n" ::"r"(shared_address(shared)),
+               "l"(global), "n"(kBytes), "r"(valid ? kBytes : 0)
+               : "memory");
+}
+
+template <class T, int kTensors>
+class ConvQueue {
+ public:
+  // Of one warp.
+  struct Shared {
+    PackedConvRow<T> rows[kConvStages][kTensors][kConvAhead][kWarp];
+  };
+  struct Source {
+    const T* rows;  // the first row, at the lane's first channel
+    int64_t stride;
+  };
+
+  // `present` rows are there; zeros follow.
+  __device__ ConvQueue(Shared& shared, const Source (&sources)[kTensors], int present)
+      : own_(shared.rows[0][0][0] + threadIdx.x % kWarp), present_(present) {
 #pragma unroll
-    for (int i = 0; i < kRows; ++i)
-      rows[i] = i < end ? PackedConvRow<T>::load(from + i * stride) : PackedConvRow<T>{};
+    for (int i = 0; i < kTensors; ++i) sources_[i] = sources[i];
+#pragma unroll
+    for (int stage = 0; stage < kConvStages - 1; ++stage) copy();
   }
+  // The next group has arrived, and the place of the one before takes a later one.
+  __device__ void next() {
+    wait_copies<kConvStages - 2>();
+    copy();
+    reading_ = reading_ + 1 < kConvStages ? reading_ + 1 : 0;
+  }
+  __device__ ConvRow row(int tensor, int i) const { return place(reading_, tensor, i)->unpack(); }
+
+ private:
+  __device__ PackedConvRow<T>* place(int stage, int tensor, int i) const {
+    return own_ + ((stage * kTensors + tensor) * kConvAhead + i) * kWarp;
+  }
+  __device__ void copy() {
+#pragma unroll
+    for (int tensor = 0; tensor < kTensors; ++tensor) {
+      Source& source = sources_[tensor];
+#pragma unroll
+      for (int i = 0; i < kConvAhead; ++i) {
+        const bool valid = i < present_;
+        const T* const from = source.rows + (valid ? i : 0) * source.stride;
+        copy_row_async(place(writing_, tensor, i), from, valid);
+      }
+      if (present_ > kConvAhead) source.rows += kConvAhead * source.stride;
+    }
+    commit_copies();
+    present_ -= kConvAhead;
+    writing_ = writing_ + 1 < kConvStages ? writing_ + 1 : 0;
+  }
+
+  PackedConvRow<T>* own_;
+  Source sources_[kTensors];
+  int present_;
+  int reading_ = kConvStages - 1, writing_ = 0;
 };
 
 // A lane's channels: their taps, and the last rows of x that it has passed.

@@ -16,20 +16,21 @@ inline constexpr int kConvBackwardResident = 3;  // blocks of a processor
 constexpr int64_t conv_ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 constexpr int64_t conv_tiles(int64_t C) { return conv_ceil_div(C, kConvChannels); }
 
-// Tokens of a warp such that the last blocks to start find the machine full: of an H100, whose 132
-// processors hold `resident` blocks each. A warp pays about 8 tokens more for its beginning and
-// end.
-constexpr int64_t conv_rows(int64_t B, int64_t T, int64_t C, int64_t resident) {
+// Tokens of a warp in the forward: few, so that warps start and end at all times (of 16, 24, 32, 56
+// and more, 24 was the best on an H100).
+inline constexpr int64_t kConvForwardRows = 24;
+
+// The same in the backward, where a warp pays about 8 tokens more for its beginning and end: such
+// that the last blocks to start find the machine full, of an H100. 3 rows behind them are its too.
+constexpr int64_t conv_backward_rows(int64_t B, int64_t T, int64_t C) {
+  constexpr int64_t kHeld = 132 * kConvBackwardResident;
   int64_t best = 0, least = 0;
   for (int64_t rows = 128; rows >= 16; rows -= 8) {
     const int64_t blocks = conv_ceil_div(B * conv_ceil_div(T, rows), kConvWarps) * conv_tiles(C);
-    const int64_t time = conv_ceil_div(blocks, 132 * resident) * (rows + 8);
+    const int64_t time = conv_ceil_div(blocks, kHeld) * (rows + 8);
     if (best == 0 || time < least) best = rows, least = time;
   }
-  return best;
-}
-constexpr int64_t conv_backward_rows(int64_t B, int64_t T, int64_t C) {
-  return conv_rows(B, T, C, kConvBackwardResident) - 3;  // and 3 rows behind them
+  return best - 3;
 }
 
 // Partial sums of the parameter gradients, one a row of blocks: (C, K) of the weight, then C of the

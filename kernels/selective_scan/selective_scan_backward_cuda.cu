@@ -51,10 +51,7 @@ class History<Bf16> {
   __device__ Packed load(int slot) const {
     return *reinterpret_cast<const uint2*>(own_ + slot * kSlot);
   }
-  __device__ static void unpack(const Packed& packed, float (&h)[kOwn]) {
-    const float2 low = unpack_bf16(packed.x), high = unpack_bf16(packed.y);
-    h[0] = low.x, h[1] = low.y, h[2] = high.x, h[3] = high.y;
-  }
+  __device__ static void unpack(const Packed& packed, float (&h)[kOwn]) { unpack_four(packed, h); }
   // States x (channels of `slot`, then of the next): an operand.
   __device__ FragmentA transposed(int slot) const {
     const int lane = threadIdx.x % kWarp;
@@ -89,27 +86,27 @@ class History<float> {
   __device__ Packed load(int slot) const {
     return *reinterpret_cast<const float4*>(own_ + slot * kSlot);
   }
-  __device__ static void unpack(const Packed& four, float (&h)[kOwn]) {
-    h[0] = four.x, h[1] = four.y, h[2] = four.z, h[3] = four.w;
-  }
+  __device__ static void unpack(const Packed& four, float (&h)[kOwn]) { unpack_four(four, h); }
 
  private:
   char *data_, *own_;
 };
 
 // A block's shared memory; the warps' histories follow.
+template <class T>
 struct BackwardRoom {
-  SpanBC bc;
+  SpanBC<T> bc;
   SpanPairs pairs;  // dt and dt u; behind the walk the gradients of dt u and, through decays, of dt
   SpanFloats dsum;  // gradient of the sum over n of C h
   SpanFloats sum;   // that sum
-  float dt_bias[kMaxWidth], D[kMaxWidth];
+  alignas(16) float dt_bias[kMaxWidth], D[kMaxWidth];
 };
-static_assert(sizeof(BackwardRoom) % 16 == 0, "histories are aligned to 16 bytes");
+static_assert(sizeof(BackwardRoom<Bf16>) % 16 == 0 && sizeof(BackwardRoom<float>) % 16 == 0,
+              "histories are aligned to 16 bytes");
 
 template <class T>
 size_t shared_bytes(int64_t width) {
-  return sizeof(BackwardRoom) + width / kWarpChannels * History<T>::kBytes;
+  return sizeof(BackwardRoom<T>) + width / kWarpChannels * History<T>::kBytes;
 }
 
 // What a cell needs of its span.
@@ -134,7 +131,7 @@ struct BackwardCell {
 template <class T>
 struct BackwardWalk {
   const ScanWalker me;
-  const SpanBC& bc;
+  const SpanBC<T>& bc;
   const SpanPairs::Column steps;
   const SpanFloats::Column dsums, sums;
   const History<T> history;
@@ -149,8 +146,8 @@ struct BackwardWalk {
 #pragma unroll
       for (int i = 0; i < kLanes; ++i) {
         const float2 step = steps[first + i];
-        const float4 B4 = bc.B(first + i, me.lane), C4 = bc.C(first + i, me.lane);
-        const float B[kOwn] = {B4.x, B4.y, B4.z, B4.w}, C[kOwn] = {C4.x, C4.y, C4.z, C4.w};
+        float B[kOwn], C[kOwn];
+        bc.load(first + i, me.lane, B, C);
         float sum = 0;
 #pragma unroll
         for (int n = 0; n < kOwn; ++n) {
@@ -173,8 +170,8 @@ struct BackwardWalk {
       const int token = first + i;
       const float2 step = steps[token];
       const float dsum = dsums[token];
-      const float4 B4 = bc.B(token, me.lane), C4 = bc.C(token, me.lane);
-      const float B[kOwn] = {B4.x, B4.y, B4.z, B4.w}, C[kOwn] = {C4.x, C4.y, C4.z, C4.w};
+      float B[kOwn], C[kOwn];
+      bc.load(token, me.lane, B, C);
       float before[kOwn], dh[kOwn];
       History<T>::unpack(history.load(token), before);
       float dinput = 0, ddt = 0;
@@ -191,7 +188,8 @@ struct BackwardWalk {
       leave_gradient(token, dh, step.y, dsum);
     }
     const float dinput = sum_of_lanes(dinputs, me.lane), ddt = sum_of_lanes(ddts, me.lane);
-    steps[first + me.lane] = {dinput, ddt * kLn2};
+    dsums[first + me.lane] = dinput;
+    steps[first + me.lane].y = ddt * kLn2;
   }
 
   // dB = sum over channels of dh dt u, dC = the same of h dsum. In f32 by the lanes, at once.
@@ -243,7 +241,7 @@ struct BackwardWalk {
   }
 
   // A span; h before it. Leaves the sums over the warp's channels in the slots.
-  __device__ void run(BackwardRoom& room, float (&h)[kOwn]) {
+  __device__ void run(BackwardRoom<T>& room, float (&h)[kOwn]) {
     run_forwards(h);
 #pragma unroll 1
     for (int first = kSpan - kGroup; first >= 0; first -= kGroup) {
@@ -294,35 +292,95 @@ struct CellSums {
   float ddt_bias[kEight] = {}, dD[kEight] = {};
 };
 
-// What a cell writes, from the walk's sums. kSeveral: sums of other blocks of states.
+// What the walk needs of a cell.
+template <class T>
+__device__ void prepare_cell(const ScanInput<T>& in, const BackwardCell<T>& now,
+                             const ScanCell& cell, BackwardRoom<T>& room) {
+  float bias[kEight], dt[kEight], dsum[kEight];
+  load_eight(room.dt_bias + cell.column, bias);
+#pragma unroll
+  for (int i = 0; i < kEight; ++i) {
+    dt[i] = ScanStep(now.delta[i] + bias[i]).dt;
+    dsum[i] = now.dy[i];
+  }
+  if (in.z) {
+#pragma unroll
+    for (int i = 0; i < kEight; ++i) dsum[i] *= silu(now.z[i]);
+  }
+#pragma unroll
+  for (int i = 0; i < kEight; i += 2) {
+    room.pairs.two_of(cell, i) = {now.start ? kStartDt : dt[i], dt[i] * now.u[i],
+                                  now.start ? kStartDt : dt[i + 1], dt[i + 1] * now.u[i + 1]};
+  }
+#pragma unroll
+  for (int i = 0; i < kEight; i += 4)
+    room.dsum.four(cell, i) = {dsum[i], dsum[i + 1], dsum[i + 2], dsum[i + 3]};
+}
+
+// What the walk leaves of a cell.
+struct WalkedCell {
+  float sum[kEight];    // over n of C h
+  float ddt_u[kEight];  // gradient of dt u
+  float dt[kEight];     // of the decays
+  float ddt[kEight];    // its gradient
+
+  template <class T>
+  __device__ WalkedCell(const ScanCell& cell, BackwardRoom<T>& room) {
+#pragma unroll
+    for (int i = 0; i < kEight; i += 4) {
+      const float4 sums = room.sum.four(cell, i), dinputs = room.dsum.four(cell, i);
+      sum[i] = sums.x, sum[i + 1] = sums.y, sum[i + 2] = sums.z, sum[i + 3] = sums.w;
+      ddt_u[i] = dinputs.x, ddt_u[i + 1] = dinputs.y;
+      ddt_u[i + 2] = dinputs.z, ddt_u[i + 3] = dinputs.w;
+    }
+#pragma unroll
+    for (int i = 0; i < kEight; i += 2) {
+      const float4 two = room.pairs.two_of(cell, i);
+      dt[i] = two.x, ddt[i] = two.y, dt[i + 1] = two.z, ddt[i + 1] = two.w;
+    }
+  }
+  // Blocks of states, but for the last, leave their sums behind; the others add them.
+  template <class T>
+  __device__ void add_blocks(const BackwardOutput<T>& out, int row, int e, int present) {
+#pragma unroll
+    for (int i = 0; i < kEight; ++i) {
+      if (i >= present) continue;
+      float* const of[3] = {out.sum_y.at(row, e + i), out.sum_dinput.at(row, e + i),
+                            out.sum_ddt.at(row, e + i)};
+      if (!out.first) sum[i] += *of[0], ddt_u[i] += *of[1], ddt[i] += *of[2];
+      if (!out.last) *of[0] = sum[i], *of[1] = ddt_u[i], *of[2] = ddt[i];
+    }
+  }
+};
+
+// What a cell writes. kSeveral: sums of other blocks of states.
 template <bool kSeveral, class T>
 __device__ void finish_cell(const ScanInput<T>& in, const BackwardOutput<T>& out,
                             const BackwardCell<T>& now, const ScanCell& cell, int row, int present,
-                            BackwardRoom& room, CellSums& sums) {
+                            BackwardRoom<T>& room, CellSums& sums) {
+  WalkedCell walked(cell, room);
+  if (kSeveral) walked.add_blocks(out, row, cell.e, present);
+  if (kSeveral && !out.last) return;
+  float bias[kEight], D[kEight];
+  load_eight(room.dt_bias + cell.column, bias), load_eight(room.D + cell.column, D);
+  if (now.start) {  // the walk saw another dt
+#pragma unroll
+    for (int i = 0; i < kEight; ++i) walked.dt[i] = ScanStep(now.delta[i] + bias[i]).dt;
+  }
   float du[kEight], ddelta[kEight], dz[kEight], y[kEight];
 #pragma unroll
   for (int i = 0; i < kEight; ++i) {
-    const int c = cell.column + i;
-    float sum = room.sum.column(c)[cell.token];
-    float ddt_u = room.pairs.column(c)[cell.token].x, ddt = room.pairs.column(c)[cell.token].y;
-    if (kSeveral && i < present) {
-      float* const of[3] = {out.sum_y.at(row, cell.e + i), out.sum_dinput.at(row, cell.e + i),
-                            out.sum_ddt.at(row, cell.e + i)};
-      if (!out.first) sum += *of[0], ddt_u += *of[1], ddt += *of[2];
-      if (!out.last) *of[0] = sum, *of[1] = ddt_u, *of[2] = ddt;
-    }
-    const ScanStep step(now.delta[i] + room.dt_bias[c]);
+    const float x = now.delta[i] + bias[i];
     const float u = now.u[i], dy = now.dy[i], z = in.z ? now.z[i] : 1.0f;
     const float s = in.z ? sigmoid(z) : 1.0f, dsum = dy * z * s;
-    sum = fmaf(room.D[c], u, sum);
+    const float sum = fmaf(D[i], u, walked.sum[i]);
     dz[i] = dy * sum * s * fmaf(z, 1 - s, 1);
     y[i] = sum * z * s;
-    ddelta[i] = fmaf(u, ddt_u, ddt) * step.slope;
-    du[i] = fmaf(step.dt, ddt_u, room.D[c] * dsum);
+    ddelta[i] = fmaf(u, walked.ddt_u[i], walked.ddt[i]) * sigmoid(x);  // the slope of softplus
+    du[i] = fmaf(walked.dt[i], walked.ddt_u[i], D[i] * dsum);
     sums.ddt_bias[i] += ddelta[i];
     sums.dD[i] = fmaf(dsum, u, sums.dD[i]);
   }
-  if (kSeveral && !out.last) return;
   Eight<T>::of(du).store(out.du.at(row, cell.e), present, out.wide);
   Eight<T>::of(ddelta).store(out.ddelta.at(row, cell.e), present, out.wide);
   if (out.dz) Eight<T>::of(dz).store(out.dz.at(row, cell.e), present, out.wide);
@@ -343,8 +401,9 @@ __device__ void store_parameters(const ScanInput<T>& in, const BackwardOutput<T>
       *out.parameters.at(first_row + me.lane * kOwn + n, me.e) = walk.dA[n] * me.A[n] * kLn2;
   }
 #pragma unroll
-  for (int i = 0; i < kEight; ++i)
-    pairs.column(cell.column + i)[cell.token] = {sums.ddt_bias[i], sums.dD[i]};
+  for (int i = 0; i < kEight; i += 2) {
+    pairs.two_of(cell, i) = {sums.ddt_bias[i], sums.dD[i], sums.ddt_bias[i + 1], sums.dD[i + 1]};
+  }
   __syncthreads();
   if (me.lane != 0 || !me.active) return;
   float ddt_bias = 0, dD = 0;
@@ -356,14 +415,15 @@ __device__ void store_parameters(const ScanInput<T>& in, const BackwardOutput<T>
   *out.parameters.at(first_row + kStates + 1, me.e) = dD;
 }
 
-// Bound by instructions: about 27 a token, channel and state, with what a channel needs besides; of
-// those 2.5 exponentials. 16 bytes in bf16, and 4 of the kept states, are a fraction of that.
+// Bound by instructions: 34 a token, channel and state with what a channel needs besides, of those
+// 2.5 exponentials; an H100 issues 64 % of what it could. 16 bytes in bf16, and 4 of the kept
+// states, are a fraction of that. More warps do not fit: histories fill shared memory.
 template <class T, bool kSeveral>
 __global__ void __launch_bounds__(kMaxScanThreads, std::is_same_v<T, float> ? 1 : 2)
     backward_kernel(ScanInput<T> in, BackwardOutput<T> out) {
   extern __shared__ __align__(128) char shared[];
-  BackwardRoom& room = *reinterpret_cast<BackwardRoom*>(shared);
-  char* const histories = shared + sizeof(BackwardRoom);
+  BackwardRoom<T>& room = *reinterpret_cast<BackwardRoom<T>*>(shared);
+  char* const histories = shared + sizeof(BackwardRoom<T>);
   const ScanBlock block(in);
   const ScanCell cell(in, block);
   const ScanWalker me(in, block);
@@ -386,18 +446,12 @@ __global__ void __launch_bounds__(kMaxScanThreads, std::is_same_v<T, float> ? 1 
   for (int span = block.last_span; span >= block.first_span; --span) {
     BackwardCell<T> now;
     now.load(in, block, cell, span, out.wide);
-    SpanBC::Fetched<T> fetched;
+    typename SpanBC<T>::Fetched fetched;
     fetched.load(in, block, span, out.wide_BC);
     float h[kOwn];
     me.load_states(out.span_states.at(block.b * int(in.pieces.rows) + span, me.e * in.N), in.states,
                    in.wide, h);
-#pragma unroll
-    for (int i = 0; i < kEight; ++i) {
-      const int c = cell.column + i;
-      const float dt = ScanStep(now.delta[i] + room.dt_bias[c]).dt;
-      room.pairs.column(c)[cell.token] = {now.start ? kStartDt : dt, dt * now.u[i]};
-      room.dsum.column(c)[cell.token] = in.z ? now.dy[i] * silu(now.z[i]) : now.dy[i];
-    }
+    prepare_cell(in, now, cell, room);
     room.bc.put(fetched);
     __syncthreads();
     if (span > block.first_span) {

@@ -6,7 +6,7 @@ namespace sluice::cuda {
 namespace {
 
 constexpr int kStepThreads = 128;
-constexpr int kForwardResident = 4;  // blocks of a processor
+constexpr int kForwardResident = 2;  // blocks of a processor
 
 template <class T>
 struct ForwardOutput {
@@ -38,7 +38,8 @@ struct ForwardCell {
 };
 
 // The walk: pairs hold dt and dt u of a token; its sum over n of C h takes the place of dt.
-__device__ void walk_forward(const ScanWalker& me, const SpanBC& bc, SpanPairs& pairs,
+template <class T>
+__device__ void walk_forward(const ScanWalker& me, const SpanBC<T>& bc, SpanPairs& pairs,
                              float (&h)[kOwn]) {
   const SpanPairs::Column steps = pairs.column(me.column);
 #pragma unroll 2
@@ -47,8 +48,8 @@ __device__ void walk_forward(const ScanWalker& me, const SpanBC& bc, SpanPairs& 
 #pragma unroll
     for (int i = 0; i < kLanes; ++i) {
       const float2 step = steps[first + i];
-      const float4 B4 = bc.B(first + i, me.lane), C4 = bc.C(first + i, me.lane);
-      const float B[kOwn] = {B4.x, B4.y, B4.z, B4.w}, C[kOwn] = {C4.x, C4.y, C4.z, C4.w};
+      float B[kOwn], C[kOwn];
+      bc.load(first + i, me.lane, B, C);
       float sum = 0;
 #pragma unroll
       for (int n = 0; n < kOwn; ++n) {
@@ -62,34 +63,54 @@ __device__ void walk_forward(const ScanWalker& me, const SpanBC& bc, SpanPairs& 
   }
 }
 
+// What the walk needs of a cell.
+template <class T>
+__device__ void prepare_cell(const ForwardCell<T>& now, const ScanCell& cell, const float* dt_bias,
+                             SpanPairs& pairs) {
+  float bias[kEight], dt[kEight];
+  load_eight(dt_bias, bias);
+#pragma unroll
+  for (int i = 0; i < kEight; ++i) dt[i] = ScanStep(now.delta[i] + bias[i]).dt;
+#pragma unroll
+  for (int i = 0; i < kEight; i += 2) {
+    pairs.two_of(cell, i) = {now.start ? kStartDt : dt[i], dt[i] * now.u[i],
+                             now.start ? kStartDt : dt[i + 1], dt[i + 1] * now.u[i + 1]};
+  }
+}
+
 // y of a cell. kSeveral: sums of other blocks of states.
 template <bool kSeveral, class T>
 __device__ void finish_cell(const ScanInput<T>& in, const ForwardOutput<T>& out,
                             const ForwardCell<T>& now, const ScanCell& cell, int row, int present,
-                            const float* D, SpanPairs& pairs) {
-  float y[kEight];
+                            const float* all_D, SpanPairs& pairs) {
+  float sum[kEight], D[kEight], y[kEight];
+  load_eight(all_D, D);
+#pragma unroll
+  for (int i = 0; i < kEight; i += 2) {
+    const float4 two = pairs.two_of(cell, i);
+    sum[i] = two.x, sum[i + 1] = two.z;
+  }
 #pragma unroll
   for (int i = 0; i < kEight; ++i) {
-    float sum = pairs.column(cell.column + i)[cell.token].x;
     if (kSeveral && i < present) {
-      if (!out.first) sum += *out.sum.at(row, cell.e + i);
-      if (!out.last) *out.sum.at(row, cell.e + i) = sum;
+      if (!out.first) sum[i] += *out.sum.at(row, cell.e + i);
+      if (!out.last) *out.sum.at(row, cell.e + i) = sum[i];
     }
-    const float gate = in.z ? silu(now.z[i]) : 1.0f;
-    y[i] = fmaf(D[i], now.u[i], sum) * gate;
+    y[i] = fmaf(D[i], now.u[i], sum[i]) * (in.z ? silu(now.z[i]) : 1.0f);
   }
   if (!kSeveral || out.last) Eight<T>::of(y).store(out.y.at(row, cell.e), present, out.wide);
 }
 
-// Bound by exponentials, N + 4 of the 16 a cycle that a processor can, and by instructions, about 8
-// N of its 128 lanes, a token and channel. 8 bytes in bf16 are less than that. kSeveral: blocks of
-// states.
+// Bound by instructions, about 12 of the 128 a cycle that a processor can, and by
+// exponentials, 1.25 of its 16, a token, channel and state; by what goes from shared memory to
+// registers almost as much. 8 bytes in bf16 are less than that. kSeveral: blocks of states.
 template <class T, bool kSeveral>
 __global__ void __launch_bounds__(kMaxScanThreads, kForwardResident)
     forward_kernel(ScanInput<T> in, ForwardOutput<T> out) {
-  __shared__ SpanBC bc;
+  __shared__ SpanBC<T> bc;
   __shared__ SpanPairs pairs;
-  __shared__ float dt_bias[kMaxWidth], D[kMaxWidth];
+  __shared__ alignas(16) float dt_bias[kMaxWidth];
+  __shared__ alignas(16) float D[kMaxWidth];
   const ScanBlock block(in);
   const ScanCell cell(in, block);
   const ScanWalker me(in, block);
@@ -103,16 +124,12 @@ __global__ void __launch_bounds__(kMaxScanThreads, kForwardResident)
     me.load_states(from, in.states, in.wide, h);
   }
   ForwardCell<T> now;
-  SpanBC::Fetched<T> fetched;
+  typename SpanBC<T>::Fetched fetched;
   now.load(in, block, cell, block.first_span, out.wide);
   fetched.load(in, block, block.first_span, out.wide_BC);
   __syncthreads();
   for (int span = block.first_span; span <= block.last_span; ++span) {
-#pragma unroll
-    for (int i = 0; i < kEight; ++i) {
-      const float dt = ScanStep(now.delta[i] + dt_bias[cell.column + i]).dt;
-      pairs.column(cell.column + i)[cell.token] = {now.start ? kStartDt : dt, dt * now.u[i]};
-    }
+    prepare_cell(now, cell, dt_bias + cell.column, pairs);
     bc.put(fetched);
     __syncthreads();
     if (span < block.last_span) prefetch_cell(in, block, cell, span + 1);

@@ -40,7 +40,12 @@ struct Eight;
 
 template <>
 struct Eight<float> {
+  using Four = float4;
   float values[kEight];
+
+  __device__ Four four(int i) const {
+    return {values[i], values[i + 1], values[i + 2], values[i + 3]};
+  }
 
   __device__ static Eight of(const float (&x)[kEight]) {
     Eight eight;
@@ -74,7 +79,12 @@ struct Eight<float> {
 
 template <>
 struct Eight<Bf16> {
+  using Four = uint2;
   uint4 words;
+
+  __device__ Four four(int i) const {
+    return i == 0 ? Four{words.x, words.y} : Four{words.z, words.w};
+  }
 
   __device__ static Eight of(const float (&x)[kEight]) {
     return {{pack_bf16(x[0], x[1]), pack_bf16(x[2], x[3]), pack_bf16(x[4], x[5]),
@@ -107,6 +117,14 @@ struct Eight<Bf16> {
     }
   }
 };
+
+__device__ inline void unpack_four(const float4& four, float (&to)[4]) {
+  to[0] = four.x, to[1] = four.y, to[2] = four.z, to[3] = four.w;
+}
+__device__ inline void unpack_four(const uint2& four, float (&to)[4]) {
+  const float2 low = unpack_bf16(four.x), high = unpack_bf16(four.y);
+  to[0] = low.x, to[1] = low.y, to[2] = high.x, to[3] = high.y;
+}
 
 // Whether rows of these tensors move by 16 bytes. Absent ones do.
 template <class... View>
@@ -218,6 +236,15 @@ __device__ inline float sum_of_lanes(const float (&values)[kLanes], int lane) {
 // --- A span in shared memory
 // ----------------------------------------------------------------------
 
+// 8 channels of a table, which is aligned to 16 bytes.
+__device__ inline void load_eight(const float* table, float (&to)[kEight]) {
+#pragma unroll
+  for (int i = 0; i < kEight; i += 4) {
+    const float4 four = *reinterpret_cast<const float4*>(table + i);
+    to[i] = four.x, to[i + 1] = four.y, to[i + 2] = four.z, to[i + 3] = four.w;
+  }
+}
+
 // A number a token and channel. Units of 16 bytes are permuted so that threads with 8 channels each
 // meet all banks; a row's padding does the same for threads with a token each.
 class SpanFloats {
@@ -228,8 +255,10 @@ class SpanFloats {
     __device__ float& operator[](int token) const { return data[token * 4 * kUnits]; }
   };
   __device__ Column column(int c) { return {reinterpret_cast<float*>(&unit(0, c)) + c % 4}; }
-  // Of channels c .. c + 3; c is a multiple of 4.
-  __device__ float4& four(int token, int c) { return unit(token, c); }
+  // Of 4 of a cell's 8 channels: from `column + i` on, i = 0 or 4.
+  __device__ float4& four(const ScanCell& cell, int i) {
+    return units_[cell.token][cell.column / 4 + ((i / 4) ^ (cell.column / 32 & 1))];
+  }
   // Of channels c, c + 1; c is even.
   __device__ float2& two(int token, int c) {
     return reinterpret_cast<float2*>(&unit(token, c))[c / 2 % 2];
@@ -251,20 +280,22 @@ class SpanPairs {
   __device__ Column column(int c) { return {reinterpret_cast<float2*>(&two(0, c)) + c % 2}; }
   // Of channels c, c + 1; c is even.
   __device__ float4& two(int token, int c) { return units_[token][(c / 2) ^ (c / 16 & 3)]; }
+  // Of 2 of a cell's 8 channels: `column + i` and the next, i even.
+  __device__ float4& two_of(const ScanCell& cell, int i) {
+    return units_[cell.token][cell.column / 2 + ((i / 2) ^ (cell.column / 16 & 3))];
+  }
 
  private:
   static constexpr int kUnits = kMaxWidth / 2 + 1;
   float4 units_[kSpan][kUnits];
 };
 
-// B and C in f32; zero where there is no token, no state or no tensor.
+// B and C of a span, as they come; zero where there is no token, no state or no tensor. A read
+// costs as many bytes as it has threads, though most of them want the same: so not in f32.
+template <class T>
 class SpanBC {
  public:
-  __device__ float4 B(int token, int lane) const { return units_[token][lane]; }
-  __device__ float4 C(int token, int lane) const { return units_[token][kLanes + lane]; }
-
   // What one thread brings.
-  template <class T>
   struct Fetched {
     Eight<T> states;
 
@@ -278,19 +309,26 @@ class SpanBC {
       states.load(present > 0 ? from.at(block.row + t, first) : nullptr, present, wide);
     }
   };
-  template <class T>
-  __device__ void put(const Fetched<T>& fetched) {
+  __device__ void put(const Fetched& fetched) {
     if (threadIdx.x >= kThreads) return;
-    float4* const to = &units_[threadIdx.x / kEights][threadIdx.x % kEights * 2];
-    const Eight<T>& x = fetched.states;
-    to[0] = {x[0], x[1], x[2], x[3]};
-    to[1] = {x[4], x[5], x[6], x[7]};
+    const int eight = int(threadIdx.x) % kEights;
+    Four(*const to)[2] = &units_[threadIdx.x / kEights][eight % 2 * 2];
+    to[0][eight / 2] = fetched.states.four(0), to[1][eight / 2] = fetched.states.four(4);
+  }
+  // The states of a lane.
+  __device__ void load(int token, int lane, float (&B)[kOwn], float (&C)[kOwn]) const {
+    struct alignas(2 * sizeof(Four)) Both {
+      Four of[2];
+    };
+    const Both both = reinterpret_cast<const Both&>(units_[token][lane]);
+    unpack_four(both.of[0], B), unpack_four(both.of[1], C);
   }
 
  private:
+  using Four = typename Eight<T>::Four;
   static constexpr int kEights = 2 * kStates / kEight;
   static constexpr int kThreads = kSpan * kEights;  // no block has fewer
-  float4 units_[kSpan][2 * kLanes];
+  alignas(32) Four units_[kSpan][kLanes][2];        // B, C
 };
 
 __device__ inline void prefetch_to_l2(const void* address) {

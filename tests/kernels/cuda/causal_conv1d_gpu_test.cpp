@@ -56,7 +56,7 @@ TEST_P(CausalConv1dGpu, AgreesWithCpu) {
   });
 }
 
-// A warp has 128 channels and, in these shapes, 16 tokens in the forward and 13 in the backward, or
+// A warp has 128 channels and 24 tokens in the forward; in the backward, in these shapes, 13, or
 // more in the last two of the windowed ones.
 INSTANTIATE_TEST_SUITE_P(
     Shapes, CausalConv1dGpu,

@@ -138,6 +138,7 @@ INSTANTIATE_TEST_SUITE_P(
         ScanShape{.B = 3, .T = 256, .E = 33, .N = 16, .gate = false, .bare = true},
         // More states than a thread has.
         ScanShape{.B = 2, .T = 40, .E = 37, .N = 32, .starts = {{9}}, .first = -1},
+        ScanShape{.B = 2, .T = 70, .E = 48, .N = 32, .starts = {{33, 64}}, .first = -1},
         ScanShape{.B = 1, .T = 200, .E = 12, .N = 37, .starts = {{77}}, .first = -1},
         ScanShape{.B = 1, .T = 33, .E = 9, .N = 17, .gate = false, .bare = true},
         // Mamba 130M; then blocks of 64 and 48 channels, in one piece.
