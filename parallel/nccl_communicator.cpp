@@ -124,6 +124,7 @@ class NcclCommunicator final : public Communicator {
     owned_host_ = std::move(host);
     parent_ = &parent;
     parent_->groups_.push_back(this);
+    start();
   }
   ~NcclCommunicator() override;
 
@@ -200,9 +201,10 @@ NcclCommunicator::NcclCommunicator(Communicator& host, const NcclOptions& option
   CUDA_CHECK(cudaEventCreateWithFlags(&ready_, cudaEventDisableTiming));
   CUDA_CHECK(cudaMalloc(&token_, sizeof(int32_t)));
   CUDA_CHECK(cudaMemset(token_, 0, sizeof(int32_t)));
-  start();
 }
 
+// Of a group when it is made, so that no verb of it waits for ranks that are on their way into a
+// verb of another group; of the world, which is mostly there to be split, with its first verb.
 // A rank that fails here leaves the others waiting: whoever runs the job aborts it (host.abort()).
 void NcclCommunicator::start() {
   set_nccl_defaults();
@@ -229,13 +231,13 @@ NcclCommunicator::~NcclCommunicator() {
 
 // Its kernels end, whatever they wait for.
 void NcclCommunicator::give_up() {
-  if (comm_ != nullptr && !ended_.exchange(true)) ncclCommAbort(comm_);
+  if (!ended_.exchange(true) && comm_ != nullptr) ncclCommAbort(comm_);
 }
 
 void NcclCommunicator::check_progress() {
   if (ended_) throw Error(ExitCode::hang, "a verb of a communicator that was given up");
   ncclResult_t state = ncclSuccess;
-  NCCL_CHECK(ncclCommGetAsyncError(comm_, &state));
+  if (comm_ != nullptr) NCCL_CHECK(ncclCommGetAsyncError(comm_, &state));
   if (state != ncclSuccess) {
     const std::string reason = text_of(state);
     give_up();
@@ -251,6 +253,7 @@ template <class Body>
 Event NcclCommunicator::enqueue(Body&& body) {
   if (ended_) throw Error(ExitCode::hang, "a verb of a communicator that was given up");
   CUDA_CHECK(cudaSetDevice(options_.device));  // any thread may call
+  if (comm_ == nullptr) start();
   CUDA_CHECK(cudaEventRecord(ready_, static_cast<cudaStream_t>(options_.stream.handle)));
   CUDA_CHECK(cudaStreamWaitEvent(stream_, ready_, 0));
   body();
@@ -421,11 +424,13 @@ void NcclCommunicator::abort(ExitCode code) {
 }
 
 void NcclCommunicator::shutdown() {
-  barrier().wait();
+  if (comm_ != nullptr) {
+    barrier().wait();
+    NCCL_CHECK(ncclCommFinalize(comm_));
+    NCCL_CHECK(ncclCommDestroy(comm_));
+    comm_ = nullptr;
+  }
   ended_ = true;
-  NCCL_CHECK(ncclCommFinalize(comm_));
-  NCCL_CHECK(ncclCommDestroy(comm_));
-  comm_ = nullptr;
   if (owned_host_ != nullptr) owned_host_->shutdown();
 }
 
