@@ -265,16 +265,11 @@ void Mamba2::backward(const Context& ctx, const Rows& rows, const LayerBackward&
   scan_backward(ctx, rows, saved, dy.reshape({B, T, H_, P_}), dzxbcdt, dhalo, [&] {
     if (in_parts) z_proj_.backward_weight(ctx, saved.x, z_of(dzxbcdt));
   });
-  halo_.backward(ctx, rows, dhalo, xbc_of(dzxbcdt), [&] {
-    if (!in_parts) return;
-    z_proj_.backward_data(ctx, z_of(dzxbcdt), io.dx);
-    dt_proj_.backward_weight(ctx, saved.x, dt_of(dzxbcdt));
-    dt_proj_.backward_data(ctx, dt_of(dzxbcdt), io.dx, /*accumulate=*/true);
-  });
-  const Linear& rest = in_parts ? xbc_proj_ : in_proj_;
-  const TensorView drest = in_parts ? xbc_of(dzxbcdt) : dzxbcdt;
-  rest.backward_weight(ctx, saved.x, drest);
-  rest.backward_data(ctx, drest, io.dx, /*accumulate=*/in_parts);
+  // A few rows: on their way for less time than it would take to hide them behind one more product.
+  halo_.backward(ctx, rows, dhalo, xbc_of(dzxbcdt), [] {});
+  const Linear rest = in_parts ? in_proj_.outputs(E_, C_ + H_) : in_proj_;
+  rest.backward_weight(ctx, saved.x, in_parts ? dzxbcdt.columns(E_, {C_ + H_}) : dzxbcdt);
+  in_proj_.backward_data(ctx, dzxbcdt, io.dx);
 }
 
 void Mamba2::scan_backward(const Context& ctx, const Rows& rows, const SavedTensors& saved,

@@ -75,10 +75,10 @@ void print_rate(Communicator& comm, Verb verb, const TensorView& whole, const Te
 }
 
 void print_rates() {
-  constexpr int64_t kMost = int64_t{100} << 20;
+  constexpr int64_t kMost = int64_t{400} << 20;
   Communicator& comm = *device_world;
   const Buffer memory(2 * kMost, device_of_rank());
-  for (const int64_t bytes : {int64_t{64} << 10, int64_t{4} << 20, kMost}) {
+  for (const int64_t bytes : {int64_t{64} << 10, int64_t{4} << 20, int64_t{100} << 20, kMost}) {
     const int64_t elements = bytes / int64_t(sizeof(float)) / comm.size() * comm.size();
     char* const data = static_cast<char*>(memory.data());
     const TensorView whole(data, {elements}, DType::f32, device_of_rank());
