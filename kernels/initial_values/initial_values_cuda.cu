@@ -1,5 +1,6 @@
 // Initial values on the GPU, each by one thread. Some 80 integer operations a uniform value and a
-// few hundred in double a normal one: 1.3 G parameters take about 20 ms, where they are needed.
+// few hundred in double a normal one: by that count 1.3 G parameters take 20 ms, where they are
+// needed.
 //
 // Compiled with --fmad=false, so that bits are those of the CPU.
 #include <algorithm>
