@@ -104,11 +104,6 @@ __device__ inline void copy_box_to_all(void* shared, const CUtensorMap& map, Sha
       : "memory");
 }
 
-// `bytes` of global memory on their way to the L2 cache; address and number are multiples of 16.
-__device__ inline void prefetch_bytes(const void* from, int bytes) {
-  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;\n" ::"l"(from), "r"(bytes) : "memory");
-}
-
 // All threads of all blocks of the cluster; what was written to shared memory before is seen after.
 __device__ inline void cluster_barrier() {
   asm volatile("barrier.cluster.arrive.release.aligned;\n" ::: "memory");

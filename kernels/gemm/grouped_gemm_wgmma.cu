@@ -5,10 +5,15 @@
 // 1024 cycles of the tensor cores, in which the two warpgroups read 80 KB of shared memory: within
 // its 128 bytes a cycle.
 //
-// All SMs' slices at 600 TFLOP/s are 7 TB/s from the L2 cache. For the weight gradient, whose sums
-// in f32 take their part of that too, two blocks are a cluster with 256 rows of C, and each brings
-// half of B for both (+6 % measured). Where rows are grouped that does not pay: every group would
-// waste half a tile more.
+// All SMs' slices at 600 TFLOP/s are 7 TB/s from the L2 cache, so blocks work in pairs, as
+// clusters. For the weight gradient, whose sums in f32 take their part of that too, a pair has 256
+// rows of C, and each brings half of B for both (+6 % measured). Where rows are grouped every group
+// would waste half a tile more that way: there a pair has 512 columns, and each brings half of A
+// (up with SwiGLU +7 %, the data gradient of up +15 % at D 2048, F 4096).
+//
+// Tiles of 128 x 128, each of one warpgroup, so that the other multiplies while one writes, were
+// slower but for SwiGLU's gradient: they ask for a third more of the caches (480 TFLOP/s for 591,
+// in pairs 567 for 612). Gates on their way to the L2 cache while their tile is made: slower too.
 #include "kernels/gemm/grouped_gemm_wgmma.h"
 
 #include <cuda.h>
@@ -29,6 +34,7 @@ constexpr int kThreads = (1 + kConsumers) * kWarpgroup;
 constexpr int kBoxBytes = 64 * kDepth * 2;  // 64 rows or columns of a slice
 constexpr int kABytes = kRows / 64 * kBoxBytes, kBBytes = kColumns / 64 * kBoxBytes;
 constexpr int kStageBytes = kABytes + kBBytes;
+constexpr int kSums = kColumns / 2;  // of a thread: it has 64 rows of a tile with 127 others
 
 struct Barriers {
   SharedBarrier full[kStages];   // the slice has arrived
@@ -113,20 +119,6 @@ __device__ void request(uint8_t* stage, SharedBarrier& full, const CUtensorMap& 
   }
 }
 
-// The gates of this tile and what they gate, on their way to the L2 cache while it is made: one
-// thread asks for a part with every slice.
-__device__ inline void prefetch_part(const SwigluOperands& s, const GroupedTile& tile, int slice,
-                                     int slices) {
-  const int rows = int(min(int64_t(kRows), tile.m_end - tile.m));
-  const int columns = int(min(int64_t(kColumns), s.F - tile.n));
-  const int pieces = (rows + slices - 1) / slices;
-  for (int row = slice * pieces; row < min(rows, (slice + 1) * pieces); ++row) {
-    const Bf16* const gate = s.up + (tile.m + row) * s.up_stride + tile.n;
-    prefetch_bytes(gate, columns * int(sizeof(Bf16)));
-    prefetch_bytes(gate + s.F, columns * int(sizeof(Bf16)));
-  }
-}
-
 // A cluster's first tile, and how many to the next.
 template <class K>
 __device__ int64_t first_tile() {
@@ -139,20 +131,15 @@ __device__ int64_t tile_step() {
 
 template <class K>
 __device__ void produce(uint8_t* stages, Barriers& barriers, const CUtensorMap& a,
-                        const CUtensorMap& b, const typename K::Tiles& tiles,
-                        const SwigluOperands& swiglu) {
+                        const CUtensorMap& b, const typename K::Tiles& tiles) {
   Turn turn;
   for (int64_t index = first_tile<K>(); index < tiles.count(); index += tile_step<K>()) {
     const GroupedTile tile = own_part<K>(tiles[index]);
     if (tile.group < 0 || threadIdx.x % kWarp != 0) continue;
-    const int slices = slices_of(tile);
-    for (int slice = 0; slice < slices; ++slice, turn.advance()) {
+    for (int slice = 0; slice < slices_of(tile); ++slice, turn.advance()) {
       barriers.empty[turn.stage].wait(turn.parity ^ 1);
       request<K>(stages + turn.stage * kStageBytes, barriers.full[turn.stage], a, b, tile,
                  int64_t(slice) * kDepth, tiles.p.N);
-      if constexpr (K::kResult == GroupedResult::swiglu_gradient) {
-        if (tile.n < swiglu.F) prefetch_part(swiglu, tile, slice, slices);
-      }
     }
   }
 }
@@ -263,7 +250,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   const typename K::Tiles tiles(p);
   if (threadIdx.x < kWarpgroup) {
     fewer_registers<40>();
-    if (threadIdx.x < kWarp) produce<K>(stages, barriers, a, b, tiles, swiglu);
+    if (threadIdx.x < kWarp) produce<K>(stages, barriers, a, b, tiles);
   } else {
     more_registers<232>();
     consume<K>(stages, barriers, tiles, swiglu);
@@ -328,6 +315,18 @@ void launch_wgmma(const Context& ctx, const char* name, const GroupedProduct& p,
                   K::kBlocks, grouped_wgmma_kernel<K>, a, b, p, swiglu);
 }
 
+// Two blocks side by side share A, unless a good part of the last pair would have no columns.
+template <GroupedForm kForm, GroupedResult kResult>
+void launch_rows(const Context& ctx, const char* name, const GroupedProduct& p,
+                 const SwigluOperands& swiglu = {}) {
+  const int64_t tiles = ceil_div(p.N, kColumns);
+  if (tiles % 2 == 0 || tiles > 8) {
+    launch_wgmma<Kind<kForm, kResult, 2>>(ctx, name, p, swiglu);
+  } else {
+    launch_wgmma<Kind<kForm, kResult, 1>>(ctx, name, p, swiglu);
+  }
+}
+
 bool fits(int64_t M, int64_t N, int64_t K) {
   return M > 0 && N > 0 && K > 0 && attribute_of_device(cudaDevAttrComputeCapabilityMajor) == 9;
 }
@@ -353,12 +352,11 @@ bool fits_grouped_ffn(const GroupedDownBackward& args) {
 }
 
 void grouped_gemm_wgmma(const Context& ctx, const GroupedGemm& args) {
-  using Result = GroupedResult;
   const GroupedProduct product(args);
   if (args.transpose_weights) {
-    launch_wgmma<Kind<GroupedForm::rows_nk, Result::plain, 1>>(ctx, "grouped_gemm", product);
+    launch_rows<GroupedForm::rows_nk, GroupedResult::plain>(ctx, "grouped_gemm", product);
   } else {
-    launch_wgmma<Kind<GroupedForm::rows_kn, Result::plain, 1>>(ctx, "grouped_gemm", product);
+    launch_rows<GroupedForm::rows_kn, GroupedResult::plain>(ctx, "grouped_gemm", product);
   }
 }
 
@@ -373,17 +371,16 @@ void grouped_up_wgmma(const Context& ctx, const GroupedUp& args) {
                                            .c = args.up,
                                            .offsets = args.offsets,
                                            .transpose_weights = true});
-  launch_wgmma<Kind<GroupedForm::rows_nk, GroupedResult::swiglu, 1>>(
-      ctx, "grouped_up", product,
-      {.hidden = pointer<Bf16>(args.hidden),
-       .hidden_stride = args.hidden.row_stride,
-       .F = args.hidden.dim(1)});
+  launch_rows<GroupedForm::rows_nk, GroupedResult::swiglu>(ctx, "grouped_up", product,
+                                                           {.hidden = pointer<Bf16>(args.hidden),
+                                                            .hidden_stride = args.hidden.row_stride,
+                                                            .F = args.hidden.dim(1)});
 }
 
 void grouped_down_backward_wgmma(const Context& ctx, const GroupedDownBackward& args) {
   const GroupedProduct product(GroupedGemm{
       .a = args.dout, .weights = args.weights, .c = args.hidden, .offsets = args.offsets});
-  launch_wgmma<Kind<GroupedForm::rows_kn, GroupedResult::swiglu_gradient, 1>>(
+  launch_rows<GroupedForm::rows_kn, GroupedResult::swiglu_gradient>(
       ctx, "grouped_down_backward", product,
       {.up = pointer<Bf16>(args.up),
        .up_stride = args.up.row_stride,

@@ -1,4 +1,4 @@
-// What one warpgroup does with its 64 x 256 sums of a grouped product. In the registers of wgmma
+// What one warpgroup does with its 64 rows of sums of a grouped product. In the registers of wgmma
 // four neighbouring lanes have two columns each of every eight; here they exchange them, rounded to
 // bf16, so that a lane reads and writes 16 bytes: of a row, four lanes have 64 bytes.
 #pragma once
@@ -9,9 +9,8 @@
 
 namespace sluice::cuda {
 
-// A warpgroup's accumulators: warp w of the four has rows 16 w on, and in them d[4 j] to d[4 j + 3]
-// belong to columns 8 j on (see wgmma_64x256).
-constexpr int kSums = 128;
+// A warpgroup's accumulators of 2 kSums columns: warp w of the four has rows 16 w on, and in them
+// d[4 j] to d[4 j + 3] belong to columns 8 j on (see wgmma_64x256).
 
 // Two bf16 numbers a word: eight columns of a row.
 struct Eight {
@@ -45,7 +44,8 @@ __device__ inline Eight transpose_four(Eight own) {
 
 // Columns 8 (j + q) to 8 (j + q) + 7 for the q-th lane of four, j a multiple of 4. half 0: row r of
 // the warp's 16, half 1: row r + 8; r = lane / 4.
-__device__ inline Eight eight_of(const float (&d)[kSums], int j, int half) {
+template <int kSums>
+__device__ Eight eight_of(const float (&d)[kSums], int j, int half) {
   Eight own;
 #pragma unroll
   for (int i = 0; i < 4; ++i)
@@ -70,8 +70,9 @@ __device__ inline float part(uint32_t word, int i) {
 }
 
 // C = sums + beta C: added in f32 to the sum already rounded, as if the product had been stored.
-__device__ inline void store_sums(const float (&d)[kSums], const GroupedProduct& p, int64_t first,
-                                  const GroupedTile& tile) {
+template <int kSums>
+__device__ void store_sums(const float (&d)[kSums], const GroupedProduct& p, int64_t first,
+                           const GroupedTile& tile) {
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int64_t m = first + row_of(half);
@@ -94,11 +95,11 @@ __device__ inline void store_sums(const float (&d)[kSums], const GroupedProduct&
   }
 }
 
-// Of a tile whose first 128 columns are gates, the others what they gate. hidden is made of the
+// Of a tile whose first half of columns are gates, the other what they gate. hidden is made of the
 // rounded ones, which the backward reads.
-__device__ inline void store_swiglu(const float (&d)[kSums], const GroupedProduct& p,
-                                    const SwigluOperands& s, int64_t first,
-                                    const GroupedTile& tile) {
+template <int kSums>
+__device__ void store_swiglu(const float (&d)[kSums], const GroupedProduct& p,
+                             const SwigluOperands& s, int64_t first, const GroupedTile& tile) {
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int64_t m = first + row_of(half);
@@ -121,44 +122,67 @@ __device__ inline void store_swiglu(const float (&d)[kSums], const GroupedProduc
   }
 }
 
-__device__ inline void store_swiglu_gradient(const float (&d)[kSums], const SwigluOperands& s,
-                                             int64_t first, const GroupedTile& tile) {
+struct SwigluPieces {
+  Eight dgate, dup, hidden;
+};
+__device__ inline SwigluPieces swiglu_pieces(const Eight& dhidden, const Eight& gate,
+                                             const Eight& up) {
+  SwigluPieces pieces;
 #pragma unroll
-  for (int half = 0; half < 2; ++half) {
+  for (int i = 0; i < 4; ++i) {
+    SwigluGradients of[2];
+#pragma unroll
+    for (int at = 0; at < 2; ++at) {
+      of[at] = swiglu_gradients(part(dhidden.words[i], at), part(gate.words[i], at),
+                                part(up.words[i], at));
+    }
+    pieces.dgate.words[i] = pack_bf16(of[0].gate, of[1].gate);
+    pieces.dup.words[i] = pack_bf16(of[0].up, of[1].up);
+    pieces.hidden.words[i] =
+        map_word([&](int at) { return swiglu(part(gate.words[i], at), part(up.words[i], at)); });
+  }
+  return pieces;
+}
+
+// Gates and what they gate are asked for four pieces at a time: a warpgroup that writes waits for
+// memory, not for one piece after the other.
+template <int kSums>
+__device__ void store_swiglu_gradient(const float (&d)[kSums], const SwigluOperands& s,
+                                      int64_t first, const GroupedTile& tile) {
+  constexpr int kPieces = kSums / 16, kBatch = 4;
+#pragma unroll
+  for (int at = 0; at < 2 * kPieces; at += kBatch) {
+    const int half = at / kPieces;
     const int64_t m = first + row_of(half);
     const Bf16* const up_row = s.up + m * s.up_stride;
-    Bf16* const dup_row = s.dup + m * s.dup_stride;
+    Eight gates[kBatch], ups[kBatch];
 #pragma unroll
-    for (int j = 0; j < kSums / 4; j += 4) {
+    for (int i = 0; i < kBatch; ++i) {
+      const int64_t n = tile.n + column_of((at + i) % kPieces * 4);
+      if (m >= tile.m_end || n >= s.F) continue;
+      gates[i] = Eight::load(up_row + n);
+      ups[i] = Eight::load(up_row + s.F + n);
+    }
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      const int j = (at + i) % kPieces * 4;
       const Eight dhidden = eight_of(d, j, half);
       const int64_t n = tile.n + column_of(j);
       if (m >= tile.m_end || n >= s.F) continue;
-      const Eight gate = Eight::load(up_row + n), up = Eight::load(up_row + s.F + n);
-      Eight dgate, dup, hidden;
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        SwigluGradients of[2];
-#pragma unroll
-        for (int at = 0; at < 2; ++at) {
-          of[at] = swiglu_gradients(part(dhidden.words[i], at), part(gate.words[i], at),
-                                    part(up.words[i], at));
-        }
-        dgate.words[i] = pack_bf16(of[0].gate, of[1].gate);
-        dup.words[i] = pack_bf16(of[0].up, of[1].up);
-        hidden.words[i] = map_word(
-            [&](int at) { return swiglu(part(gate.words[i], at), part(up.words[i], at)); });
-      }
-      dgate.store(dup_row + n);
-      dup.store(dup_row + s.F + n);
-      hidden.store(s.hidden + m * s.hidden_stride + n);
+      Bf16* const dup_row = s.dup + m * s.dup_stride;
+      const SwigluPieces pieces = swiglu_pieces(dhidden, gates[i], ups[i]);
+      pieces.dgate.store(dup_row + n);
+      pieces.dup.store(dup_row + s.F + n);
+      pieces.hidden.store(s.hidden + m * s.hidden_stride + n);
     }
   }
 }
 
 // f32, added to C. Nobody else adds to these elements: the order is that of the launches. The
 // addition happens in the L2 cache, and nothing waits for the old value.
-__device__ inline void add_sums(const float (&d)[kSums], const GroupedProduct& p, int64_t first,
-                                const GroupedTile& tile) {
+template <int kSums>
+__device__ void add_sums(const float (&d)[kSums], const GroupedProduct& p, int64_t first,
+                         const GroupedTile& tile) {
   const bool odd = threadIdx.x % 2 != 0;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
