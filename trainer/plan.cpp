@@ -25,7 +25,7 @@ std::string gib(int64_t bytes) {
 
 bool is_dropless(const BranchConfig& branch) {
   const MoeConfig* const moe = std::get_if<MoeConfig>(&branch.config);
-  return moe != nullptr && moe->capacity_factor == 0;
+  return moe != nullptr && moe->dropless();
 }
 
 // Bytes over every group, and what experts without a capacity may add: a rank that gets all tokens

@@ -16,6 +16,14 @@ double per_target(const StepInput& input) {
   return 1.0 / double(std::max<int64_t>(1, input.targets));
 }
 
+// Their exchange between ranks asks the host for counts.
+bool has_dropless_experts(const Model& model) {
+  return std::any_of(model.branches().begin(), model.branches().end(), [](const auto& branch) {
+    const MoeConfig* const moe = std::get_if<MoeConfig>(&branch.config);
+    return moe != nullptr && moe->dropless();
+  });
+}
+
 }  // namespace
 
 StepEngine::StepEngine(const Config& config, const Mesh& mesh, DType dtype, const Place& place)
@@ -48,7 +56,7 @@ StepEngine::StepEngine(const Config& config, const Mesh& mesh, DType dtype, cons
 // within.
 bool StepEngine::takes_graph() const {
   return place_.device.is_cuda() && config_.train.graph && carried_ == nullptr &&
-         mesh_.shape().ep == 1 && !mesh_.planned();
+         (mesh_.shape().ep == 1 || !has_dropless_experts(model_)) && !mesh_.planned();
 }
 
 // As large as a step with one micro-batch, or an evaluation, says.

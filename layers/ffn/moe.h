@@ -72,6 +72,7 @@ struct MoeConfig {
       receive_factor);
   }
   void validate(const std::string& where, int64_t d_model) const;
+  bool dropless() const { return capacity_factor == 0; }
 };
 
 class Moe final : public Layer {

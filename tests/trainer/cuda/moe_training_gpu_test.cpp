@@ -112,7 +112,7 @@ TEST_P(MoeTrainingGpu, HasTheLossesOfTheCpuWithItsChoices) {
   const Config config = config_of(GetParam());
   std::vector<RoutingTape> choices(kSteps), own(kSteps);
   const Trained expected = train(config, kCpu, DType::f32, &choices);
-  EXPECT_LT(expected.steps.back().loss, 0.8 * expected.steps.front().loss) << "nothing was learnt";
+  EXPECT_LT(expected.steps.back().loss, 0.9 * expected.steps.front().loss) << "nothing was learnt";
   const Trained free = train(config, gpu_, DType::f32, &own);
   // The same values, so the same choices but for near ties.
   const RoutingTape::Comparison first = RoutingTape::compare(choices[0], own[0]);
