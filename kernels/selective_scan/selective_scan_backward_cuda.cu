@@ -188,6 +188,7 @@ struct BackwardWalk {
       leave_gradient(token, dh, step.y, dsum);
     }
     const float dinput = sum_of_lanes(dinputs, me.lane), ddt = sum_of_lanes(ddts, me.lane);
+    __syncwarp();  // all four have read these tokens
     dsums[first + me.lane] = dinput;
     steps[first + me.lane].y = ddt * kLn2;
   }
@@ -200,6 +201,7 @@ struct BackwardWalk {
 #pragma unroll
       for (int n = 0; n < kOwn; ++n) values[n] = dh[n] * dt_u, values[kOwn + n] = h[n] * dsum;
       add_channels(values);
+      __syncwarp();                                    // all have read the slot
       const int which = threadIdx.x % kWarp / kLanes;  // of the values
       history.sums(token + 1)[which / kOwn * kStates + me.lane * kOwn + which % kOwn] = values[0];
     } else {

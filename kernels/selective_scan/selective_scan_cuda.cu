@@ -59,6 +59,7 @@ __device__ void walk_forward(const ScanWalker& me, const SpanBC<T>& bc, SpanPair
       sums[i] = sum;
     }
     const float sum = sum_of_lanes(sums, me.lane);
+    __syncwarp();  // all four have read the steps
     steps[first + me.lane].x = sum;
   }
 }
