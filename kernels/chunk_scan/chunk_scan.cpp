@@ -24,7 +24,7 @@ void check_inputs(const Context& ctx, const Args& args) {
   expect("cum", args.cum, {B, T, H}, statistics, ctx.device);
   expect("D", args.D, {H}, statistics, ctx.device);
   expect("doc_begin", args.doc_begin, {B, T}, DType::i32, ctx.device);
-  expect("incoming", args.incoming, {B, num_chunks(T, args.chunk), H, P, N}, statistics,
+  expect("incoming", args.incoming, {B, num_chunks(T, args.chunk), H, P, N}, args.x.dtype,
          ctx.device);
 }
 
@@ -33,7 +33,7 @@ cuda::ChunkScanPartials allocate_partials(Arena& scratch, const ChunkScanBackwar
   const int64_t chunks = args.incoming.rows(), tiles = num_chunks(args.chunk, cuda::kScanTile);
   cuda::ChunkScanPartials partials{.dD = scratch.alloc({chunks * tiles, H}, DType::f32)};
   if (cuda::tensor_cores_take(args.x, args.B, args.chunk)) {
-    const int64_t splits = cuda::head_splits(chunks * G, H / G, args.chunk);
+    const int64_t splits = cuda::head_splits(chunks * G, H / G, cuda::kMultiprocessors);
     partials.dB = scratch.alloc({splits, tokens, G * N}, DType::f32);
     partials.dC = scratch.alloc({2 * splits, tokens, G * N}, DType::f32);
   }
@@ -54,7 +54,7 @@ void chunk_scan_forward(const Context& ctx, const ChunkScanForward& args) {
   dispatch_float(args.x.dtype, [&]<class Real>() { cpu::chunk_scan_forward<Real>(args); });
 }
 
-void chunk_scan_backward(const Context& ctx, const ChunkScanBackward& args) {
+void check_chunk_scan_backward(const Context& ctx, const ChunkScanBackward& args) {
   check_inputs(ctx, args);
   const DType statistics = stat_dtype(args.x.dtype);
   const int64_t H = args.x.dim(2);
@@ -64,8 +64,14 @@ void chunk_scan_backward(const Context& ctx, const ChunkScanBackward& args) {
   expect("dC", args.dC, args.C.dims, args.x.dtype, ctx.device);
   expect("ddt", args.ddt, args.dt.dims, statistics, ctx.device);
   expect("dcum", args.dcum, args.cum.dims, statistics, ctx.device);
-  expect("dincoming", args.dincoming, args.incoming.dims, statistics, ctx.device);
   expect("dD", args.dD, {H}, statistics, ctx.device);
+}
+
+void chunk_scan_backward(const Context& ctx, const ChunkScanBackward& args) {
+  check_chunk_scan_backward(ctx, args);
+  const DType statistics = stat_dtype(args.x.dtype);
+  const int64_t H = args.x.dim(2);
+  expect("dincoming", args.dincoming, args.incoming.dims, statistics, ctx.device);
   const ArenaScope scope(*ctx.scratch);
   if (ctx.device.is_cuda()) {
     const cuda::ChunkScanPartials partials = allocate_partials(*ctx.scratch, args);

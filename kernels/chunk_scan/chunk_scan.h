@@ -26,7 +26,7 @@ struct ChunkScanForward {
   ConstTensorView cum = {};        // (B, T, H)
   ConstTensorView D = {};          // (H)
   ConstTensorView doc_begin = {};  // (B, T) i32, local
-  ConstTensorView incoming = {};   // (B, M, H, P, N)
+  ConstTensorView incoming = {};   // (B, M, H, P, N) of x's dtype: an operand of products
   TensorView y = {};               // (B, T, H, P)
   int64_t chunk = 0;               // Q
 };
@@ -52,5 +52,7 @@ struct ChunkScanBackward {
   int64_t chunk = 0;
 };
 void chunk_scan_backward(const Context& ctx, const ChunkScanBackward& args);
+// Throws unless all but dincoming have the shapes above.
+void check_chunk_scan_backward(const Context& ctx, const ChunkScanBackward& args);
 
 }  // namespace sluice

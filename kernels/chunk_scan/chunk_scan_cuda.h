@@ -21,10 +21,14 @@ inline bool tensor_cores_take(const ConstTensorView& x, const ConstTensorView& B
   return x.dtype == DType::bf16 && x.dim(3) == 64 && (N == 64 || N == 128) && chunk <= 256;
 }
 
+// Blocks of chunk_scan's kernels that the machine runs at once.
+inline int64_t scan_blocks_at_once(int64_t chunk) {
+  return kMultiprocessors * (chunk > 128 ? 1 : 2);
+}
+
 // Into how many blocks the heads of a chunk's group are split on tensor cores, so that the blocks
 // fill the machine as evenly as may be.
-inline int64_t head_splits(int64_t chunk_groups, int64_t group_heads, int64_t chunk) {
-  const int64_t at_once = kMultiprocessors * (chunk > 128 ? 1 : 2);
+inline int64_t head_splits(int64_t chunk_groups, int64_t group_heads, int64_t at_once) {
   constexpr double kStart = 2;  // a block's beginning and end, in heads
   int64_t best = 1;
   double least = std::numeric_limits<double>::infinity();
@@ -38,7 +42,8 @@ inline int64_t head_splits(int64_t chunk_groups, int64_t group_heads, int64_t ch
 
 // Partial sums of the backward, in scratch, f32.
 struct ChunkScanPartials {
-  TensorView dD = {};  // (one row for every kScanTile tokens of every chunk, H)
+  // (one row for every kScanTile tokens of every chunk, H); tensor cores need one a chunk
+  TensorView dD = {};
   // On tensor cores:
   TensorView dB = {};  // (splits, B * T, G * N)
   TensorView dC = {};  // (2 * splits, B * T, G * N): from pairs, then from incoming states

@@ -29,8 +29,8 @@ RowsOf<T> rows_of(const TensorView& view) {
 // The inputs that forward and backward share.
 template <class T>
 struct ScanInputs {
-  RowsOf<const T> x, B, C;
-  RowsOf<const float> dt, cum, incoming;
+  RowsOf<const T> x, B, C, incoming;
+  RowsOf<const float> dt, cum;
   RowsOf<const int32_t> doc_begin;
   const float* D;
   int64_t tokens, chunk;
@@ -44,9 +44,9 @@ ScanInputs<T> scan_inputs(const Args& args) {
   return {.x = rows_of<T>(args.x),
           .B = rows_of<T>(args.B),
           .C = rows_of<T>(args.C),
+          .incoming = rows_of<T>(args.incoming),
           .dt = rows_of<float>(args.dt),
           .cum = rows_of<float>(args.cum),
-          .incoming = rows_of<float>(args.incoming),
           .doc_begin = rows_of<int32_t>(args.doc_begin),
           .D = pointer<float>(args.D),
           .tokens = args.x.dim(1),

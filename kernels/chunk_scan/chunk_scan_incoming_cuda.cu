@@ -4,8 +4,8 @@
 //   v[t] = e[t] dy[t] h;   dC[t] += v[t], over heads;   dcum[t] = v[t] . C[t]
 //   dh   = sum_t e[t] dy[t] C[t]^T
 //
-// The floor, at T 16384, H 64, P 64, N 128, Q 256: dy and the f32 states h and dh once each, 402
-// MB, 0.134 ms at 3 TB/s; 34 GFLOP. A block has a chunk, keeps its C in shared memory and its dC in
+// The floor, at T 16384, H 64, P 64, N 128, Q 256: dy, h and the f32 dh once each, 336 MB, 0.112
+// ms at 3 TB/s; 34 GFLOP. A block has a chunk, keeps its C in shared memory and its dC in
 // registers, and walks over heads with the next dy and h on their way.
 #include "kernels/chunk_scan/chunk_scan_tensor.cuh"
 
@@ -20,8 +20,7 @@ template <int kChunk, int kState>
 struct IncomingShared {
   alignas(128) Bf16 C[kChunk * kState];
   alignas(128) Bf16 dy[2][kChunk * kHeadDim];
-  alignas(128) Bf16 state[kHeadDim * kState];  // (P, N)
-  alignas(128) float next_state[kHeadDim * kState];
+  alignas(128) Bf16 state[2][kHeadDim * kState];  // (P, N)
   float cum[2][kChunk];
   float entering[kChunk];  // 0 where the state is not seen
 };
@@ -44,7 +43,7 @@ struct IncomingBlock {
   // dC += v, and dcum.
   __device__ void to_tokens(int buffer, int head) {
     const int zero = opaque_zero();
-    const SharedTile<kState> C{shared.C + zero}, state{shared.state + zero};
+    const SharedTile<kState> C{shared.C + zero}, state{shared.state[buffer] + zero};
     const SharedTile<kHeadDim> dy{shared.dy[buffer] + zero};
     FragmentA rows[kOwn][kHeadSteps];
     float entering[kOwn][2], dcum[kOwn][2] = {};
@@ -180,8 +179,8 @@ __global__ void __launch_bounds__(kThreads, 1)
     copy_tile_async<kChunk, kHeadDim, kThreads>(SharedTile<kHeadDim>{shared.dy[buffer]},
                                                 to.dy.row(place.row0) + int64_t(head) * kHeadDim,
                                                 to.dy.stride, 0, place.size);
-    StateCopy<kState, kThreads>::fetch(
-        shared.next_state, in.incoming.row(chunk_row) + int64_t(head) * kHeadDim * kState);
+    copy_state_async<kState, kThreads>(
+        shared.state[buffer], in.incoming.row(chunk_row) + int64_t(head) * kHeadDim * kState);
     if (enters) copy_async_4(&shared.cum[buffer][token], in.cum.row(place.row0 + token) + head);
     commit_copies();
   };
@@ -189,7 +188,6 @@ __global__ void __launch_bounds__(kThreads, 1)
     const int buffer = (head - heads.begin) % 2;
     wait_copies<0>();
     __syncthreads();
-    StateCopy<kState, kThreads>::round(shared.next_state, SharedTile<kState>{shared.state});
     if (token < kChunk)
       shared.entering[token] = enters ? exp2_approx(shared.cum[buffer][token] * kLog2e) : 0.0f;
     __syncthreads();

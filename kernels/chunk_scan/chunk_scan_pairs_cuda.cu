@@ -17,7 +17,7 @@
 // Decays of squares beside the diagonal are a product of two factors, of t and of s, around the
 // strip's last token; both are at most 1. A square has 16 exponentials, not 256; only at the
 // diagonal, and where a document ends in or after the strip, has it one for every pair.
-#include "kernels/chunk_scan/chunk_scan_tensor.cuh"
+#include "kernels/chunk_scan/chunk_scan_pairs.cuh"
 
 namespace sluice::cuda {
 
@@ -60,29 +60,6 @@ __device__ __forceinline__ void add_to_slot(Accumulator (&sums)[kSlots][2], int 
     else
       add_to_slot<kMiddle, kEnd>(sums, slot, a, b);
   }
-}
-
-// Sums over the rows of a 16 x 16 square, of which a lane has columns 2 pair, 2 pair + 1 and these
-// + 8: returns the sum of column summed_column() on every lane.
-__device__ inline float sum_rows(const float (&columns)[4]) {
-  const bool upper = threadIdx.x & 16, odd = threadIdx.x & 8;
-  float keep[2];
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    const float sent = upper ? columns[i] : columns[2 + i];
-    keep[i] = (upper ? columns[2 + i] : columns[i]) + __shfl_xor_sync(0xffffffffu, sent, 16);
-  }
-  float sum = (odd ? keep[1] : keep[0]) + __shfl_xor_sync(0xffffffffu, odd ? keep[0] : keep[1], 8);
-  return sum + __shfl_xor_sync(0xffffffffu, sum, 4);
-}
-__device__ inline int summed_column() {
-  const int lane = threadIdx.x % 32;
-  return lane / 16 * 8 + lane % 4 * 2 + lane / 8 % 2;
-}
-
-__device__ inline float pair_sum(float value) {
-  value += __shfl_xor_sync(0xffffffffu, value, 1);
-  return value + __shfl_xor_sync(0xffffffffu, value, 2);
 }
 
 struct Square {
@@ -335,32 +312,6 @@ struct PairsBlock {
     partial_dD[head] = sum;
   }
 
-  __device__ void write(const Accumulator (&sum)[kStateTiles], RowsOf<float> rows, int group,
-                        int split, int strip) const {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int token = strip * kStrip + Accumulator::row(2 * half);
-      if (token >= place.size) continue;
-      float* const out = rows.row(split * to.all_tokens + place.row0 + token) +
-                         int64_t(group) * kState + Accumulator::column(0);
-#pragma unroll
-      for (int n = 0; n < kStateTiles; ++n)
-        *reinterpret_cast<float2*>(out + n * kMmaN) =
-            make_float2(sum[n].values[2 * half], sum[n].values[2 * half + 1]);
-    }
-  }
-
-  // sum += a (rows k0 .. k0 + 15 of a tile)
-  __device__ static void multiply(Accumulator (&sum)[kStateTiles], const FragmentA& a,
-                                  const SharedTile<kState>& tile, int k0) {
-#pragma unroll
-    for (int n = 0; n < kStateTiles; n += 2) {
-      const FragmentPairB b = load_b_transposed(tile.from_row(k0), n * kMmaN, 0);
-      mma(sum[n], a, b.halves[0]);
-      mma(sum[n + 1], a, b.halves[1]);
-    }
-  }
-
   // dB and dC from dS, once all heads are in it.
   __device__ void finish(const ScanInputs<Bf16>& in, int group, int split) {
     __syncthreads();
@@ -381,12 +332,12 @@ struct PairsBlock {
       const int strip = strip_of(own);
       Accumulator dB[kStateTiles];
       for (int i = strip; i < used; ++i)
-        multiply(dB, load_square(shared.scores, square_of(i, strip)), C, i * kStrip);
-      write(dB, to.partial_dB, group, split, strip);
+        add_rows(dB, load_square(shared.scores, square_of(i, strip)), C, i * kStrip);
+      write_strip_sum(dB, to, to.partial_dB, to.dB, place, group, split, strip);
       Accumulator dC[kStateTiles];
       for (int j = 0; j <= strip && strip < used; ++j)
-        multiply(dC, transpose(load_square(shared.scores, square_of(strip, j))), B, j * kStrip);
-      write(dC, to.partial_dC, group, split, strip);
+        add_rows(dC, transpose(load_square(shared.scores, square_of(strip, j))), B, j * kStrip);
+      write_strip_sum(dC, to, to.partial_dC, to.dC, place, group, split, strip);
     }
   }
 };
@@ -418,7 +369,7 @@ __global__ void __launch_bounds__(kChunk, kChunk > 128 ? 1 : 2)
                                               place.size);
     copy_async_4(&shared.cum[buffer][token], in.cum.row(row) + head, inside);
     copy_async_4(&shared.dt[buffer][token], in.dt.row(row) + head, inside);
-    copy_async_4(&shared.dcum[buffer][token], to.dcum.row(row) + head, inside);
+    copy_async_4(&shared.dcum[buffer][token], to.dcum.row(row) + head, inside && to.adds_dcum);
     if (token == 0) copy_async_4(&shared.D[buffer], in.D + head);
     commit_copies();
   };
@@ -450,6 +401,7 @@ size_t pairs_backward_shared(const ScanInputs<Bf16>& in) {
 }
 
 void pairs_backward(const Context& ctx, const ScanInputs<Bf16>& in, const ScanGradients& to) {
+  if (pairs_by_groups(in)) return pairs_backward_by_groups(ctx, in, to);
   dispatch_scan_shape(in.chunk, in.state_dim, [&]<int kChunk, int kState>() {
     launch(ctx, "chunk_scan_backward",
            {.blocks = unsigned(int64_t(in.chunk_rows) * in.groups * to.splits),

@@ -108,8 +108,8 @@ template <class T>
 struct PlainHead {
   ChunkPlace place;
   int head, P, N;
-  RowsOf<const T> x, B, C;
-  RowsOf<const float> dt, cum, incoming;
+  RowsOf<const T> x, B, C, incoming;
+  RowsOf<const float> dt, cum;
   float D;
 
   __device__ PlainHead(const ScanInputs<T>& in, int64_t chunk_row, int head)

@@ -115,7 +115,7 @@ __global__ void __launch_bounds__(kPlainThreads)
   for (int n0 = 0; n0 < N; n0 += kTile) {
     PlainTile v;
     multiply<kAlong, kAcross>(room, v, P, ReadRows<T>{dy, t0, size, P},
-                              ReadColumns<float>{head.incoming, n0, P, N});
+                              ReadColumns<T>{head.incoming, n0, P, N});
 #pragma unroll
     for (int r = 0; r < kEach; ++r) {
 #pragma unroll
@@ -153,7 +153,7 @@ __global__ void __launch_bounds__(kPlainThreads)
     const ReadRows<T> dy{head_rows(all_dy, head), own0, size, P};
     multiply<kAlong, kAcross>(
         room, out, P, [&](int i, int k) { return head.entering(own0 + i) * dy(i, k); },
-        ReadColumns<float>{head.incoming, n0, P, N});
+        ReadColumns<T>{head.incoming, n0, P, N});
   }
   for (int other0 = kOfB ? own0 : 0; other0 < (kOfB ? size : own0 + 1); other0 += kTile) {
     PlainTile dscores;

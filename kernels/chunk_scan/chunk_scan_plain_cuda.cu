@@ -23,7 +23,7 @@ __global__ void __launch_bounds__(kPlainThreads) forward_kernel(ScanInputs<T> in
 
   PlainTile out;
   multiply<kAlong, kAlong>(room, out, N, ReadRows<T>{head.C, t0, size, N},
-                           ReadRows<float>{head.incoming, p0, P, N});
+                           ReadRows<T>{head.incoming, p0, P, N});
   out.for_each([&](float& value, int i, int) { value *= head.entering(t0 + i); });
   for (int s0 = 0; s0 <= t0; s0 += kTile) {
     PlainTile scores;

@@ -61,31 +61,11 @@ bool tensor_cores_take(const Args& args) {
          aligned16(args.C) && aligned16(args.incoming);
 }
 
-// A head's incoming state on its way from f32 in device memory to a tile of bf16, (P, N), in shared
-// memory: first as it is, behind the threads' backs, then rounded.
+// A head's state, (P, N), on its way to a tile.
 template <int kState, int kThreads>
-struct StateCopy {
-  static constexpr int kElements = kHeadDim * kState;
-  static_assert(kElements % (8 * kThreads) == 0);
-
-  __device__ static void fetch(float* staged, const float* state) {
-#pragma unroll
-    for (int i = 0; i < kElements / 4 / kThreads; ++i) {
-      const int element = (threadIdx.x + i * kThreads) * 4;
-      copy_async_16(staged + element, state + element);
-    }
-  }
-  // After a barrier; another one follows.
-  __device__ static void round(const float* staged, const SharedTile<kState>& tile) {
-#pragma unroll
-    for (int i = 0; i < kElements / 4 / kThreads; ++i) {
-      const int element = (threadIdx.x + i * kThreads) * 4;
-      const float4 a = *reinterpret_cast<const float4*>(staged + element);
-      *reinterpret_cast<uint2*>(tile.element(element / kState, element % kState)) =
-          make_uint2(pack_bf16(a.x, a.y), pack_bf16(a.z, a.w));
-    }
-  }
-};
+__device__ void copy_state_async(Bf16* tile, const Bf16* state) {
+  copy_tile_async<kHeadDim, kState, kThreads>(SharedTile<kState>{tile}, state, kState, 0, kHeadDim);
+}
 
 // Rows of 64 bf16 that a warp has in a shared tile of 16 rows, to device memory.
 __device__ inline void write_strip(const SharedTile<kHeadDim>& staged, int first_row, Bf16* to,
@@ -120,6 +100,9 @@ inline bool has_shared_bytes(size_t bytes) {
 bool tensor_scan_forward(const Context& ctx, const ChunkScanForward& args);
 bool tensor_scan_backward(const Context& ctx, const ChunkScanBackward& args,
                           const ChunkScanPartials& partials);
+// The former by warpgroups, and whether shape and device are for that.
+bool scan_by_groups(const ScanInputs<Bf16>& in);
+void scan_forward_by_groups(const Context& ctx, const ScanInputs<Bf16>& in, RowsOf<Bf16> y);
 
 // The latter is in two parts: first the incoming states (dincoming, a share of dC, dcum), then the
 // pairs of tokens (dx, ddt, dD, dB, a share of dC; adds to dcum).
@@ -129,9 +112,18 @@ struct ScanGradients {
   RowsOf<float> ddt, dcum, dincoming, partial_dD, partial_dB, partial_dC;
   int64_t all_tokens;  // B * T: rows of one split's partial sums
   int splits;
+  // For pairs: whether dcum has a share already, and what they write in place of partial sums.
+  bool adds_dcum;
+  RowsOf<Bf16> dB = {}, dC = {};
 };
 void incoming_backward(const Context& ctx, const ScanInputs<Bf16>& in, const ScanGradients& to);
 void pairs_backward(const Context& ctx, const ScanInputs<Bf16>& in, const ScanGradients& to);
+// The latter by warpgroups, and whether shape and device are for that.
+bool pairs_by_groups(const ScanInputs<Bf16>& in);
+void pairs_backward_by_groups(const Context& ctx, const ScanInputs<Bf16>& in,
+                              const ScanGradients& to);
+// out = the sum of the parts, in order.
+void sum_parts(const Context& ctx, const ConstTensorView& parts, const TensorView& out);
 // Bytes of shared memory that a block of theirs has.
 size_t incoming_backward_shared(const ScanInputs<Bf16>& in);
 size_t pairs_backward_shared(const ScanInputs<Bf16>& in);

@@ -27,6 +27,14 @@ __global__ void __launch_bounds__(kThreads)
 
 }  // namespace
 
+void sum_parts(const Context& ctx, const ConstTensorView& parts, const TensorView& out) {
+  const int64_t rows = out.rows(), columns = out.row_size();
+  launch(ctx, "chunk_scan_backward",
+         {.blocks = unsigned(ceil_div(rows * columns / 4, kThreads)), .threads = kThreads},
+         sum_parts_kernel, rows_of<float>(parts), rows, int(columns), int(parts.dim(0)),
+         rows_of<Bf16>(out));
+}
+
 bool tensor_scan_backward(const Context& ctx, const ChunkScanBackward& args,
                           const ChunkScanPartials& partials) {
   if (!tensor_cores_take(args)) return false;
@@ -47,18 +55,12 @@ bool tensor_scan_backward(const Context& ctx, const ChunkScanBackward& args,
                             .partial_dB = rows_of<float>(partials.dB),
                             .partial_dC = rows_of<float>(partials.dC),
                             .all_tokens = args.x.rows(),
-                            .splits = splits};
+                            .splits = splits,
+                            .adds_dcum = true};
   incoming_backward(ctx, in, to);
   pairs_backward(ctx, in, to);
-  const auto sum_parts = [&](const ConstTensorView& partial, const TensorView& out) {
-    const int64_t rows = out.rows(), columns = out.row_size();
-    launch(ctx, "chunk_scan_backward",
-           {.blocks = unsigned(ceil_div(rows * columns / 4, kThreads)), .threads = kThreads},
-           sum_parts_kernel, rows_of<float>(partial), rows, int(columns), int(partial.dim(0)),
-           rows_of<Bf16>(out));
-  };
-  sum_parts(partials.dB, args.dB);
-  sum_parts(partials.dC, args.dC);
+  sum_parts(ctx, partials.dB, args.dB);
+  sum_parts(ctx, partials.dC, args.dC);
   add_partial_dD(ctx, partials.dD, in.chunk_rows, args.dD);
   return true;
 }

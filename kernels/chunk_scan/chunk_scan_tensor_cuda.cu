@@ -1,6 +1,6 @@
 // chunk_scan's forward on tensor cores.
 //
-// The floor, at T 16384, H 64, P 64, N 128, Q 256: x, y and the f32 states once each, 402 MB, 0.134
+// The floor, at T 16384, H 64, P 64, N 128, Q 256: x, y and the states once each, 336 MB, 0.112
 // ms at 3 TB/s; 35 GFLOP, 0.06 ms at what mma.sync reaches. So a block reads each x and each state
 // once (it has whole chunks and walks over heads), the scores C B^T are formed once a block and not
 // once a head, and the next head is on its way while one is worked on.
@@ -27,8 +27,7 @@ struct ForwardShared {
 
   // At the start this holds B and then C.
   alignas(128) Bf16 x[2][kChunk * kHeadDim];
-  alignas(128) Bf16 incoming[kHeadDim * kState];  // (P, N)
-  alignas(128) float next_incoming[kHeadDim * kState];
+  alignas(128) Bf16 incoming[2][kHeadDim * kState];  // (P, N)
   alignas(128) Bf16 y[kStrips][kStrip * kHeadDim];
   uint4 scores[kSquares * 32];
   struct Steps {
@@ -183,7 +182,6 @@ struct ForwardBlock {
   __device__ void settle(int size) {
     wait_copies<0>();
     __syncthreads();
-    StateCopy<kState, kThreads>::round(shared.next_incoming, SharedTile<kState>{shared.incoming});
     const int s = threadIdx.x;
     if (s < kChunk) {
       Steps& steps = shared.steps;
@@ -228,7 +226,7 @@ struct ForwardBlock {
     const int zero = opaque_zero();
     const SharedTile<kHeadDim> x{shared.x[buffer] + zero};
     for (Accumulator& tile : strip.y) tile = Accumulator{};
-    add_incoming(SharedTile<kState>{shared.incoming + zero});
+    add_incoming(SharedTile<kState>{shared.incoming[buffer] + zero});
     strip.enter(steps);
 #pragma unroll 2
     for (int k = 0; k < strip.far_steps; ++k) add_step(strip.far_weights(shared, steps, k), x, k);
@@ -279,11 +277,12 @@ __global__ void __launch_bounds__(ForwardShared<kChunk, kState>::kThreads, kChun
   const int token = threadIdx.x;
   const bool inside = token < place.size;
   const auto fetch = [&](int head) {
+    const int buffer = (head - heads.begin) % 2;
     const Bf16* const x = in.x.row(place.row0) + int64_t(head) * kHeadDim;
-    copy_tile_async<kChunk, kHeadDim, kThreads>(
-        SharedTile<kHeadDim>{shared.x[(head - heads.begin) % 2]}, x, in.x.stride, 0, place.size);
-    StateCopy<kState, kThreads>::fetch(
-        shared.next_incoming, in.incoming.row(chunk_row) + int64_t(head) * kHeadDim * kState);
+    copy_tile_async<kChunk, kHeadDim, kThreads>(SharedTile<kHeadDim>{shared.x[buffer]}, x,
+                                                in.x.stride, 0, place.size);
+    copy_state_async<kState, kThreads>(
+        shared.incoming[buffer], in.incoming.row(chunk_row) + int64_t(head) * kHeadDim * kState);
     if (inside) {
       copy_async_4(&shared.next_cum[token], in.cum.row(place.row0 + token) + head);
       copy_async_4(&shared.next_dt[token], in.dt.row(place.row0 + token) + head);
@@ -307,11 +306,16 @@ __global__ void __launch_bounds__(ForwardShared<kChunk, kState>::kThreads, kChun
 bool tensor_scan_forward(const Context& ctx, const ChunkScanForward& args) {
   if (!tensor_cores_take(args) || !aligned16(args.y)) return false;
   const ScanInputs<Bf16> in = scan_inputs<Bf16>(args);
+  if (scan_by_groups(in)) {
+    scan_forward_by_groups(ctx, in, rows_of<Bf16>(args.y));
+    return true;
+  }
   const int64_t chunk_groups = int64_t(in.chunk_rows) * in.groups;
   return dispatch_scan_shape(args.chunk, in.state_dim, [&]<int kChunk, int kState>() {
     constexpr size_t kShared = sizeof(ForwardShared<kChunk, kState>);
     if (!has_shared_bytes(kShared)) return false;
-    const int splits = int(head_splits(chunk_groups, in.group_heads(), in.chunk));
+    const int splits =
+        int(head_splits(chunk_groups, in.group_heads(), scan_blocks_at_once(in.chunk)));
     launch(ctx, "chunk_scan_forward",
            {.blocks = unsigned(chunk_groups * splits),
             .threads = unsigned(ForwardShared<kChunk, kState>::kThreads),

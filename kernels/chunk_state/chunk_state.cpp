@@ -35,17 +35,18 @@ cuda::ChunkStateScratch allocate_for_cuda(const Context& ctx, const ChunkStateBa
 
 }  // namespace
 
-void check_chunk_state_forward(const Context& ctx, const ChunkStateForward& args) {
+void check_chunk_state_inputs(const Context& ctx, const ChunkStateForward& args) {
   check_inputs(ctx, args);
   const auto [B, T, H, P] = args.x.shape<4>("x: (B, T, H, P)");
-  const int64_t M = num_chunks(T, args.chunk);
-  const DType statistics = stat_dtype(args.x.dtype);
-  expect("state", args.state, {B, M, H, P, args.B.dim(3)}, statistics, ctx.device);
-  expect("decay", args.decay, {B, M, H}, statistics, ctx.device);
+  expect("decay", args.decay, {B, num_chunks(T, args.chunk), H}, stat_dtype(args.x.dtype),
+         ctx.device);
 }
 
 void chunk_state_forward(const Context& ctx, const ChunkStateForward& args) {
-  check_chunk_state_forward(ctx, args);
+  check_chunk_state_inputs(ctx, args);
+  const auto [B, T, H, P] = args.x.shape<4>("x: (B, T, H, P)");
+  expect("state", args.state, {B, num_chunks(T, args.chunk), H, P, args.B.dim(3)},
+         stat_dtype(args.x.dtype), ctx.device);
   const ArenaScope scope(*ctx.scratch);
   TensorView weights;
   if (ctx.device.is_cuda() && cuda::chunk_states_have_mma(args.x, args.B, args.chunk))

@@ -30,8 +30,8 @@ struct ChunkStateForward {
   int64_t chunk = 0;               // Q
 };
 void chunk_state_forward(const Context& ctx, const ChunkStateForward& args);
-// Throws unless the tensors have the shapes above.
-void check_chunk_state_forward(const Context& ctx, const ChunkStateForward& args);
+// Throws unless all but the state have the shapes above.
+void check_chunk_state_inputs(const Context& ctx, const ChunkStateForward& args);
 
 struct ChunkStateBackward {
   ConstTensorView dstate = {};      // (B, M, H, P, N) statistics, or of x's dtype

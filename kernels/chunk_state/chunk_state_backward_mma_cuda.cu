@@ -317,8 +317,7 @@ void chunk_state_backward_mma(const Context& ctx, const ChunkStateBackward& args
                           .tiles = tiles};
   const char* const name = "chunk_state_backward";
   const Grid tokens = token_grid(args.dstate.rows(), in.H);
-  launch(ctx, name, tokens, chunk_weights_kernel<Bf16>, in, partials.padded,
-         scratch.weights.as<float>(), static_cast<float*>(nullptr), 0);
+  write_chunk_weights(ctx, name, in, args.x.dim(0), {.leaving = scratch.weights.as<float>()});
   dispatch_float(args.dstate.dtype, [&]<class S>() {
     const auto out = chunk_state_gradients<Bf16, S>(args);
     launch(ctx, name,
@@ -326,7 +325,8 @@ void chunk_state_backward_mma(const Context& ctx, const ChunkStateBackward& args
             .threads = kThreads,
             .shared_bytes = sizeof(Room)},
            backward_kernel<S>, in, out, partials);
-    launch(ctx, name, tokens, chunk_dots_kernel<Bf16, S>, in, out, partials.padded, partials.dots);
+    launch(ctx, name, tokens, chunk_dots_kernel<Bf16, S>, in, out, partials.padded,
+           ChunkDots{.leaving = partials.dots});
   });
   if (partials.dB == nullptr) return;
   const int64_t rows = args.x.rows(), columns = in.G * in.N;

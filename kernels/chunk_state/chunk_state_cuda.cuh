@@ -79,14 +79,4 @@ struct ChunkRows {
   }
 };
 
-// Whether rows of these tensors can be copied 16 bytes at a time.
-template <class... Views>
-bool rows_of_16_bytes(const Views&... views) {
-  const auto fits = [](const auto& view) {
-    return reinterpret_cast<uintptr_t>(view.data) % 16 == 0 &&
-           view.row_stride * size_of(view.dtype) % 16 == 0;
-  };
-  return (fits(views) && ...);
-}
-
 }  // namespace sluice::cuda

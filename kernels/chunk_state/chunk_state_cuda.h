@@ -4,8 +4,8 @@
 #include <algorithm>
 
 #include "kernels/chunk_state/chunk_state.h"
+#include "kernels/chunk_state/entering_states.h"
 #include "kernels/core/chunks.h"
-#include "kernels/state_passing/state_passing.h"
 
 namespace sluice::cuda {
 
@@ -13,6 +13,19 @@ namespace sluice::cuda {
 inline bool chunk_states_have_mma(const ConstTensorView& x, const ConstTensorView& B,
                                   int64_t chunk) {
   return x.dtype == DType::bf16 && x.dim(3) % 64 == 0 && B.dim(3) % 64 == 0 && chunk >= 16;
+}
+// Whether rows of these tensors can be copied 16 bytes at a time.
+template <class... Views>
+bool rows_of_16_bytes(const Views&... views) {
+  const auto fits = [](const auto& view) {
+    return reinterpret_cast<uintptr_t>(view.data) % 16 == 0 &&
+           view.row_stride * size_of(view.dtype) % 16 == 0;
+  };
+  return (fits(views) && ...);
+}
+inline bool entering_states_fit(const EnteringStates& args) {
+  return chunk_states_have_mma(args.x, args.B, args.chunk) &&
+         rows_of_16_bytes(args.x, args.B, args.incoming, args.initial, args.final_state);
 }
 inline bool chunk_state_backward_has_mma(const ChunkStateBackward& args) {
   return chunk_states_have_mma(args.x, args.B, args.chunk) && args.x.dim(3) == 64 &&
@@ -57,12 +70,26 @@ void chunk_state_backward(const Context& ctx, const ChunkStateBackward& args,
                           const ChunkStateScratch& scratch);
 
 // Tensor-core paths, and whether they take what is given.
-bool chunk_states_fit(const ChunkStateForward& args, const StatePassingForward& passing = {});
+bool chunk_states_fit(const ChunkStateForward& args);
 void chunk_state_forward_mma(const Context& ctx, const ChunkStateForward& args, TensorView weights);
-void entering_states_mma(const Context& ctx, const ChunkStateForward& args,
-                         const StatePassingForward& passing, TensorView weights);
+void entering_states_mma(const Context& ctx, const EnteringStates& args, TensorView weights);
 bool chunk_state_backward_fits(const ChunkStateBackward& args);
 void chunk_state_backward_mma(const Context& ctx, const ChunkStateBackward& args,
                               const ChunkStateScratch& scratch);
+
+// The gradients of the states that leave the chunks, in one walk from the row's end: what
+// chunk_scan_backward finds for the incoming states is then never written. For shapes that
+// chunk_states_have_mma, and rows of 16 bytes.
+struct LeavingGradients {
+  const char* name = "";         // of the operator
+  ConstTensorView dy = {};       // (B, T, H, P)
+  ConstTensorView C = {};        // (B, T, G, N)
+  ConstTensorView weights = {};  // entering ones of chunk_weights_kernel
+  ConstTensorView decay = {};    // (B, M, H)
+  ConstTensorView dfinal = {};   // (B, H, P, N), optional
+  TensorView doutgoing = {};     // (B, M, H, P, N) bf16
+  int64_t chunk = 0;
+};
+void leaving_gradients_mma(const Context& ctx, const LeavingGradients& args);
 
 }  // namespace sluice::cuda

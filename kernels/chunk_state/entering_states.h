@@ -15,10 +15,12 @@ struct EnteringStates {
   ConstTensorView cum = {};        // (B, T, H)
   ConstTensorView doc_begin = {};  // (B, T) i32, local
   ConstTensorView initial = {};    // (B, H, P, N), optional; absent: 0
-  TensorView incoming = {};        // (B, M, H, P, N) statistics: the state before each chunk
-  TensorView decay = {};           // (B, M, H) statistics, as of chunk_state_forward
-  TensorView final_state = {};     // (B, H, P, N), optional
-  int64_t chunk = 0;               // Q
+  // (B, M, H, P, N) of x's dtype, an operand of products: the state before each chunk. What is
+  // carried from chunk to chunk is of the statistics' dtype.
+  TensorView incoming = {};
+  TensorView decay = {};        // (B, M, H) statistics, as of chunk_state_forward
+  TensorView final_state = {};  // (B, H, P, N), optional
+  int64_t chunk = 0;            // Q
 };
 void entering_states(const Context& ctx, const EnteringStates& args);
 

@@ -22,22 +22,20 @@ struct StatePassingForward {
   ConstTensorView state = {};    // (B, M, H, P, N): what each chunk adds
   ConstTensorView decay = {};    // (B, M, H), linear
   ConstTensorView initial = {};  // (B, H, P, N), optional
-  TensorView incoming = {};      // (B, M, H, P, N), optional; may alias state
-  TensorView final_state = {};   // (B, H, P, N), optional
-  TensorView total_decay = {};   // (B, H), optional
+  // (B, M, H, P, N), optional; may alias state. On GPUs it may be bf16, for those to whom it is an
+  // operand of products and no more: what is passed on from chunk to chunk stays f32.
+  TensorView incoming = {};
+  TensorView final_state = {};  // (B, H, P, N), optional
+  TensorView total_decay = {};  // (B, H), optional
 };
 void state_passing_forward(const Context& ctx, const StatePassingForward& args);
-// Throws unless the tensors have the shapes above.
-void check_state_passing_forward(const Context& ctx, const StatePassingForward& args);
 
 struct StatePassingBackward {
   ConstTensorView dincoming = {};  // (B, M, H, P, N)
-  ConstTensorView incoming = {};   // (B, M, H, P, N); given exactly when dlog_decay is
+  ConstTensorView incoming = {};   // as in the forward; given exactly when dlog_decay is
   ConstTensorView decay = {};      // (B, M, H)
   ConstTensorView dfinal = {};     // (B, H, P, N), optional
-  // (B, M, H, P, N), optional; may alias dincoming. On GPUs it may be bf16, for those to whom it is
-  // an operand of products and no more: what is passed on from chunk to chunk stays f32.
-  TensorView doutgoing = {};
+  TensorView doutgoing = {};  // (B, M, H, P, N), optional; may alias dincoming, or be bf16 as above
   TensorView dlog_decay = {};  // (B, M, H), overwritten; optional
   TensorView dinitial = {};    // (B, H, P, N), overwritten; optional
 };

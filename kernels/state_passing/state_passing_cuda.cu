@@ -19,16 +19,24 @@ constexpr int kAhead = 4;
 
 template <int kWidth>
 struct alignas(4 * kWidth) Elements {
+  struct alignas(2 * kWidth) Narrow {
+    Bf16 values[kWidth];
+  };
   float values[kWidth];
 
   __device__ static Elements load(const float* from) {
     return *reinterpret_cast<const Elements*>(from);
   }
+  __device__ static Elements load(const Bf16* from) {
+    const Narrow narrow = *reinterpret_cast<const Narrow*>(from);
+    Elements wide;
+#pragma unroll
+    for (int v = 0; v < kWidth; ++v) wide.values[v] = to_float(narrow.values[v]);
+    return wide;
+  }
   __device__ void store(float* to) const { *reinterpret_cast<Elements*>(to) = *this; }
   __device__ void store(Bf16* to) const {
-    struct alignas(2 * kWidth) Narrow {
-      Bf16 values[kWidth];
-    } narrow;
+    Narrow narrow;
 #pragma unroll
     for (int v = 0; v < kWidth; ++v) narrow.values[v] = from_float<Bf16>(values[v]);
     *reinterpret_cast<Narrow*>(to) = narrow;
@@ -41,24 +49,26 @@ struct Shape {
 };
 
 // Where one thread's elements lie. Null pointers: not given.
+template <class Out>
 struct ForwardArrays {
   const float *state, *decay, *initial;
-  float *incoming, *final_state, *total_decay;
+  Out* incoming;
+  float *final_state, *total_decay;
   int64_t state_stride, decay_stride, initial_stride;
   int64_t incoming_stride, final_stride, total_stride;
 };
 
-template <int kWidth>
-__global__ void __launch_bounds__(kThreads) forward_kernel(Shape shape, ForwardArrays in) {
+template <int kWidth, class Out>
+__global__ void __launch_bounds__(kThreads) forward_kernel(Shape shape, ForwardArrays<Out> in) {
   using Element = Elements<kWidth>;
   const int64_t i = (blockIdx.y * int64_t(kThreads) + threadIdx.x) * kWidth;
   const int64_t index = blockIdx.x, b = index / shape.H, h = index % shape.H;
   if (i >= shape.size) return;
   const float* const state = in.state + b * shape.M * in.state_stride + h * shape.size + i;
   const float* const decays = in.decay + b * shape.M * in.decay_stride + h;
-  float* const incoming = in.incoming == nullptr
-                              ? nullptr
-                              : in.incoming + b * shape.M * in.incoming_stride + h * shape.size + i;
+  Out* const incoming = in.incoming == nullptr
+                            ? nullptr
+                            : in.incoming + b * shape.M * in.incoming_stride + h * shape.size + i;
   Element carry{};
   if (in.initial != nullptr) carry = Element::load(in.initial + index * in.initial_stride + i);
   float total = 1;
@@ -85,9 +95,11 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(Shape shape, ForwardA
   if (in.total_decay != nullptr && i == 0) in.total_decay[b * in.total_stride + h] = total;
 }
 
-template <class Out>
+template <class In, class Out>
 struct BackwardArrays {
-  const float *dincoming, *incoming, *decay, *dfinal;
+  const float* dincoming;
+  const In* incoming;
+  const float *decay, *dfinal;
   Out* doutgoing;
   float* dinitial;
   float* partial;  // (B * M * H, warps of a head)
@@ -96,8 +108,9 @@ struct BackwardArrays {
 };
 
 // Each warp's share of <doutgoing, incoming> goes to memory: 1 MB where the states are 134 MB.
-template <int kWidth, class Out>
-__global__ void __launch_bounds__(kThreads) backward_kernel(Shape shape, BackwardArrays<Out> in) {
+template <int kWidth, class In, class Out>
+__global__ void __launch_bounds__(kThreads)
+    backward_kernel(Shape shape, BackwardArrays<In, Out> in) {
   using Element = Elements<kWidth>;
   const int64_t i = (blockIdx.y * int64_t(kThreads) + threadIdx.x) * kWidth;
   const int64_t index = blockIdx.x, b = index / shape.H, h = index % shape.H;
@@ -173,30 +186,31 @@ Grid grid_of(int64_t heads, int64_t size, int width) {
           .threads = kThreads};
 }
 
+// Of states that may be absent.
+DType operand_dtype(const ConstTensorView& view) { return view ? view.dtype : DType::f32; }
+
 }  // namespace
 
 void state_passing_forward(const Context& ctx, const StatePassingForward& args) {
   const Shape shape{args.state.dim(1), args.state.dim(2), args.state.dim(3) * args.state.dim(4)};
-  const ForwardArrays in{.state = args.state.as<float>(),
-                         .decay = args.decay.as<float>(),
-                         .initial = optional_pointer<float>(args.initial),
-                         .incoming = optional_pointer<float>(args.incoming),
-                         .final_state = optional_pointer<float>(args.final_state),
-                         .total_decay = optional_pointer<float>(args.total_decay),
-                         .state_stride = args.state.row_stride,
-                         .decay_stride = args.decay.row_stride,
-                         .initial_stride = args.initial.row_stride,
-                         .incoming_stride = args.incoming.row_stride,
-                         .final_stride = args.final_state.row_stride,
-                         .total_stride = args.total_decay.row_stride};
-  const int64_t heads = args.state.dim(0) * shape.H;
-  if (wide(shape.size, args.state, args.initial, args.incoming, args.final_state)) {
-    launch(ctx, "state_passing_forward", grid_of(heads, shape.size, 4), forward_kernel<4>, shape,
-           in);
-  } else {
-    launch(ctx, "state_passing_forward", grid_of(heads, shape.size, 1), forward_kernel<1>, shape,
-           in);
-  }
+  const bool is_wide = wide(shape.size, args.state, args.initial, args.incoming, args.final_state);
+  const Grid grid = grid_of(args.state.dim(0) * shape.H, shape.size, is_wide ? 4 : 1);
+  dispatch_float(operand_dtype(args.incoming), [&]<class Out>() {
+    const ForwardArrays<Out> in{.state = args.state.as<float>(),
+                                .decay = args.decay.as<float>(),
+                                .initial = optional_pointer<float>(args.initial),
+                                .incoming = optional_pointer<Out>(args.incoming),
+                                .final_state = optional_pointer<float>(args.final_state),
+                                .total_decay = optional_pointer<float>(args.total_decay),
+                                .state_stride = args.state.row_stride,
+                                .decay_stride = args.decay.row_stride,
+                                .initial_stride = args.initial.row_stride,
+                                .incoming_stride = args.incoming.row_stride,
+                                .final_stride = args.final_state.row_stride,
+                                .total_stride = args.total_decay.row_stride};
+    launch(ctx, "state_passing_forward", grid,
+           is_wide ? forward_kernel<4, Out> : forward_kernel<1, Out>, shape, in);
+  });
 }
 
 void state_passing_backward(const Context& ctx, const StatePassingBackward& args,
@@ -209,22 +223,26 @@ void state_passing_backward(const Context& ctx, const StatePassingBackward& args
   const Grid grid = grid_of(B * shape.H, shape.size, is_wide ? 4 : 1);
   const float* const decay = args.decay.as<float>();
   float* const sums = optional_pointer<float>(partial);
-  dispatch_float(args.doutgoing.dtype, [&]<class Out>() {
-    const BackwardArrays<Out> in{.dincoming = args.dincoming.as<float>(),
-                                 .incoming = optional_pointer<float>(args.incoming),
-                                 .decay = decay,
-                                 .dfinal = optional_pointer<float>(args.dfinal),
-                                 .doutgoing = optional_pointer<Out>(args.doutgoing),
-                                 .dinitial = optional_pointer<float>(args.dinitial),
-                                 .partial = sums,
-                                 .dincoming_stride = args.dincoming.row_stride,
-                                 .incoming_stride = args.incoming.row_stride,
-                                 .decay_stride = args.decay.row_stride,
-                                 .dfinal_stride = args.dfinal.row_stride,
-                                 .doutgoing_stride = args.doutgoing.row_stride,
-                                 .dinitial_stride = args.dinitial.row_stride};
+  const auto run = [&]<class In, class Out>() {
+    const BackwardArrays<In, Out> in{.dincoming = args.dincoming.as<float>(),
+                                     .incoming = optional_pointer<In>(args.incoming),
+                                     .decay = decay,
+                                     .dfinal = optional_pointer<float>(args.dfinal),
+                                     .doutgoing = optional_pointer<Out>(args.doutgoing),
+                                     .dinitial = optional_pointer<float>(args.dinitial),
+                                     .partial = sums,
+                                     .dincoming_stride = args.dincoming.row_stride,
+                                     .incoming_stride = args.incoming.row_stride,
+                                     .decay_stride = args.decay.row_stride,
+                                     .dfinal_stride = args.dfinal.row_stride,
+                                     .doutgoing_stride = args.doutgoing.row_stride,
+                                     .dinitial_stride = args.dinitial.row_stride};
     launch(ctx, "state_passing_backward", grid,
-           is_wide ? backward_kernel<4, Out> : backward_kernel<1, Out>, shape, in);
+           is_wide ? backward_kernel<4, In, Out> : backward_kernel<1, In, Out>, shape, in);
+  };
+  dispatch_float(operand_dtype(args.incoming), [&]<class In>() {
+    dispatch_float(operand_dtype(args.doutgoing),
+                   [&]<class Out>() { run.template operator()<In, Out>(); });
   });
   if (!args.dlog_decay) return;
   constexpr int kWarps = kThreads / kWarp;

@@ -10,6 +10,7 @@
 #include "kernels/chunk_cumsum/chunk_cumsum.h"
 #include "kernels/chunk_scan/chunk_scan.h"
 #include "kernels/chunk_scan/chunk_scan_cuda.h"
+#include "kernels/chunk_scan/ssd_backward.h"
 #include "kernels/chunk_state/chunk_state.h"
 #include "kernels/chunk_state/entering_states.h"
 #include "kernels/elementwise/elementwise.h"
@@ -33,7 +34,11 @@ struct Mamba2::Chunked {
   TensorView dt;        // (B, T, H)
   TensorView cum;       // (B, T, H)
   TensorView decay;     // (B, M, H)
-  TensorView incoming;  // (B, M, H, P, N): what each chunk adds, then the state before it
+  TensorView incoming;  // (B, M, H, P, N): the state before each chunk
+};
+
+struct Mamba2::ChunkedGradients {
+  TensorView xbc, dt, cum;
 };
 
 void Mamba2Config::validate(const std::string& where, int64_t d_model) const {
@@ -109,7 +114,7 @@ Mamba2::Chunked Mamba2::allocate_chunked(const Context& ctx, int64_t B, int64_t 
           .dt = scratch.alloc({B, T, H_}, stat_dtype(dtype)),
           .cum = scratch.alloc({B, T, H_}, stat_dtype(dtype)),
           .decay = scratch.alloc({B, M, H_}, stat_dtype(dtype)),
-          .incoming = scratch.alloc({B, M, H_, P_, N_}, stat_dtype(dtype))};
+          .incoming = scratch.alloc({B, M, H_, P_, N_}, dtype)};
 }
 
 void Mamba2::chunk_decays(const Context& ctx, const Rows& rows, const TensorView& zxbcdt,
@@ -135,13 +140,14 @@ void Mamba2::convolve(const Context& ctx, const Rows& rows, const TensorView& zx
                               .y = s.xbc});
 }
 
-void Mamba2::states_of_chunks(const Context& ctx, const Rows& rows, const Chunked& s) const {
+void Mamba2::states_of_chunks(const Context& ctx, const Rows& rows, const Chunked& s,
+                              const TensorView& state) const {
   chunk_state_forward(ctx, {.x = x_of(s.xbc),
                             .B = B_of(s.xbc),
                             .dt = s.dt,
                             .cum = s.cum,
                             .doc_begin = rows.local_doc_begin,
-                            .state = s.incoming,
+                            .state = state,
                             .decay = s.decay,
                             .chunk = config_.chunk});
 }
@@ -198,9 +204,14 @@ std::unique_ptr<Saved> Mamba2::forward(const Context& ctx, const Rows& rows,
                    chunk_decays(ctx, rows, zxbcdt, s);
                  }});
   convolve(ctx, rows, zxbcdt, passed.halo, s);
-  if (in_parts) states_of_chunks(ctx, rows, s);
+  TensorView added;  // by each chunk, where that is wanted apart
+  if (in_parts) {
+    added = dtype == stat_dtype(dtype) ? s.incoming
+                                       : ctx.scratch->alloc(s.incoming.dims, stat_dtype(dtype));
+    states_of_chunks(ctx, rows, s, added);
+  }
   const auto fold = [&, B = B](const TensorView& state, const TensorView& decay) {
-    state_passing_forward(ctx, {.state = s.incoming,
+    state_passing_forward(ctx, {.state = added,
                                 .decay = s.decay,
                                 .final_state = state,
                                 .total_decay = decay.reshape({B, H_})});
@@ -211,8 +222,7 @@ std::unique_ptr<Saved> Mamba2::forward(const Context& ctx, const Rows& rows,
                        }});
   if (in_parts) {
     state_passing_forward(
-        ctx,
-        {.state = s.incoming, .decay = s.decay, .initial = passed.state, .incoming = s.incoming});
+        ctx, {.state = added, .decay = s.decay, .initial = passed.state, .incoming = s.incoming});
   } else {
     states_before_chunks(ctx, rows, passed.state, recurrence_.final_state(io.carried), s);
   }
@@ -286,49 +296,28 @@ void Mamba2::scan_backward(const Context& ctx, const Rows& rows, const SavedTens
   const TensorView dxbc = scratch.alloc({B, T, C_}, dy.dtype);
   const TensorView ddt = scratch.alloc(s.dt.dims, s.dt.dtype);
   const TensorView dcum = scratch.alloc(s.cum.dims, s.cum.dtype);
-  const TensorView dstate = scratch.alloc(s.incoming.dims, s.incoming.dtype);
-  const TensorView dlog_decay = scratch.alloc(s.decay.dims, s.decay.dtype);
-  chunk_scan_backward(ctx, {.dy = dy,
-                            .x = x_of(s.xbc),
-                            .B = B_of(s.xbc),
-                            .C = C_of(s.xbc),
-                            .dt = s.dt,
-                            .cum = s.cum,
-                            .D = store_.value(D_skip_),
-                            .doc_begin = rows.local_doc_begin,
-                            .incoming = s.incoming,
-                            .dx = x_of(dxbc),
-                            .dB = B_of(dxbc),
-                            .dC = C_of(dxbc),
-                            .ddt = ddt,
-                            .dcum = dcum,
-                            .dincoming = dstate,
-                            .dD = store_.grad(D_skip_),
-                            .chunk = config_.chunk});
-  const auto reverse_fold = [&](const TensorView& dinitial) {
-    state_passing_backward(ctx, {.dincoming = dstate, .decay = s.decay, .dinitial = dinitial});
-  };
-  const TensorView dleaving =
-      dy.dtype == dstate.dtype ? dstate : scratch.alloc(dstate.dims, dy.dtype);
-  const TensorView dfinal = recurrence_.backward(ctx, rows, saved.passed, reverse_fold, meanwhile);
-  state_passing_backward(ctx, {.dincoming = dstate,
-                               .incoming = s.incoming,
-                               .decay = s.decay,
-                               .dfinal = dfinal,
-                               .doutgoing = dleaving,
-                               .dlog_decay = dlog_decay});
-  chunk_state_backward(ctx, {.dstate = dleaving,
-                             .dlog_decay = dlog_decay,
-                             .x = x_of(s.xbc),
-                             .B = B_of(s.xbc),
-                             .dt = s.dt,
-                             .cum = s.cum,
-                             .doc_begin = rows.local_doc_begin,
-                             .dx = x_of(dxbc),
-                             .dB = B_of(dxbc),
-                             .ddt = ddt,
-                             .dcum = dcum,
-                             .chunk = config_.chunk});
+  if (recurrence_.ranks() > 1) {
+    chunks_backward_in_parts(ctx, rows, saved, dy, s, {dxbc, ddt, dcum}, meanwhile);
+  } else {
+    meanwhile();
+    ssd_backward(ctx, {.dy = dy,
+                       .x = x_of(s.xbc),
+                       .B = B_of(s.xbc),
+                       .C = C_of(s.xbc),
+                       .dt = s.dt,
+                       .cum = s.cum,
+                       .D = store_.value(D_skip_),
+                       .doc_begin = rows.local_doc_begin,
+                       .incoming = s.incoming,
+                       .decay = s.decay,
+                       .dx = x_of(dxbc),
+                       .dB = B_of(dxbc),
+                       .dC = C_of(dxbc),
+                       .ddt = ddt,
+                       .dcum = dcum,
+                       .dD = store_.grad(D_skip_),
+                       .chunk = config_.chunk});
+  }
   chunk_cumsum_backward(ctx, {.ddt = ddt,
                               .dcum = dcum,
                               .dt_raw = dt_of(saved.zxbcdt),
@@ -351,6 +340,59 @@ void Mamba2::scan_backward(const Context& ctx, const Rows& rows, const SavedTens
                                .dweight = store_.grad(conv_weight_),
                                .dbias = store_.optional_grad(conv_bias_),
                                .dhalo = dhalo});
+}
+
+// As ssd_backward, with the gradient that later ranks find for the state that leaves this one's
+// tokens.
+void Mamba2::chunks_backward_in_parts(const Context& ctx, const Rows& rows,
+                                      const SavedTensors& saved, const TensorView& dy,
+                                      const Chunked& s, const ChunkedGradients& d,
+                                      const Meanwhile& meanwhile) const {
+  Arena& scratch = *ctx.scratch;
+  const ArenaScope scope(scratch);
+  const TensorView dstate = scratch.alloc(s.incoming.dims, s.decay.dtype);
+  const TensorView dlog_decay = scratch.alloc(s.decay.dims, s.decay.dtype);
+  chunk_scan_backward(ctx, {.dy = dy,
+                            .x = x_of(s.xbc),
+                            .B = B_of(s.xbc),
+                            .C = C_of(s.xbc),
+                            .dt = s.dt,
+                            .cum = s.cum,
+                            .D = store_.value(D_skip_),
+                            .doc_begin = rows.local_doc_begin,
+                            .incoming = s.incoming,
+                            .dx = x_of(d.xbc),
+                            .dB = B_of(d.xbc),
+                            .dC = C_of(d.xbc),
+                            .ddt = d.dt,
+                            .dcum = d.cum,
+                            .dincoming = dstate,
+                            .dD = store_.grad(D_skip_),
+                            .chunk = config_.chunk});
+  const auto reverse_fold = [&](const TensorView& dinitial) {
+    state_passing_backward(ctx, {.dincoming = dstate, .decay = s.decay, .dinitial = dinitial});
+  };
+  const TensorView dleaving =
+      dy.dtype == dstate.dtype ? dstate : scratch.alloc(dstate.dims, dy.dtype);
+  const TensorView dfinal = recurrence_.backward(ctx, rows, saved.passed, reverse_fold, meanwhile);
+  state_passing_backward(ctx, {.dincoming = dstate,
+                               .incoming = s.incoming,
+                               .decay = s.decay,
+                               .dfinal = dfinal,
+                               .doutgoing = dleaving,
+                               .dlog_decay = dlog_decay});
+  chunk_state_backward(ctx, {.dstate = dleaving,
+                             .dlog_decay = dlog_decay,
+                             .x = x_of(s.xbc),
+                             .B = B_of(s.xbc),
+                             .dt = s.dt,
+                             .cum = s.cum,
+                             .doc_begin = rows.local_doc_begin,
+                             .dx = x_of(d.xbc),
+                             .dB = B_of(d.xbc),
+                             .ddt = d.dt,
+                             .dcum = d.cum,
+                             .chunk = config_.chunk});
 }
 
 std::vector<StateTensor> Mamba2::received_spec(const Rows& rows) const {

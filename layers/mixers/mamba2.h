@@ -86,6 +86,7 @@ class Mamba2 final : public Layer {
  private:
   struct SavedTensors;
   struct Chunked;
+  struct ChunkedGradients;
   // Column slices of the projection, or of its gradient.
   TensorView z_of(const TensorView& zxbcdt) const { return zxbcdt.columns(0, {E_}); }
   TensorView xbc_of(const TensorView& zxbcdt) const { return zxbcdt.columns(E_, {C_}); }
@@ -99,12 +100,16 @@ class Mamba2 final : public Layer {
   void convolve(const Context& ctx, const Rows& rows, const TensorView& zxbcdt,
                 const TensorView& halo, const Chunked& s) const;
   // What each chunk adds; the states before the chunks, where what enters the row is known.
-  void states_of_chunks(const Context& ctx, const Rows& rows, const Chunked& s) const;
+  void states_of_chunks(const Context& ctx, const Rows& rows, const Chunked& s,
+                        const TensorView& state) const;
   void states_before_chunks(const Context& ctx, const Rows& rows, const TensorView& initial,
                             const TensorView& final_state, const Chunked& s) const;
   void scan_backward(const Context& ctx, const Rows& rows, const SavedTensors& saved,
                      const TensorView& dy, const TensorView& dzxbcdt, const TensorView& dhalo,
                      const Meanwhile& meanwhile) const;
+  void chunks_backward_in_parts(const Context& ctx, const Rows& rows, const SavedTensors& saved,
+                                const TensorView& dy, const Chunked& s, const ChunkedGradients& d,
+                                const Meanwhile& meanwhile) const;
   void gated_norm(const Context& ctx, const TensorView& y, const TensorView& zxbcdt,
                   const TensorView& out) const;
 

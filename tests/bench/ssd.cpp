@@ -2,9 +2,8 @@
 // M chunks
 #include "kernels/chunk_cumsum/chunk_cumsum.h"
 #include "kernels/chunk_scan/chunk_scan.h"
-#include "kernels/chunk_state/chunk_state.h"
+#include "kernels/chunk_scan/ssd_backward.h"
 #include "kernels/chunk_state/entering_states.h"
-#include "kernels/state_passing/state_passing.h"
 #include "tests/bench/cases.h"
 
 namespace sluice::bench {
@@ -26,16 +25,13 @@ class Ssd final : public Workload {
         doc_begin_(zeros({s.B, s.T}, DType::i32)),
         dt_(stat_zeros({s.B, s.T, s.H})),
         cum_(stat_zeros({s.B, s.T, s.H})),
-        state_(stat_zeros({s.B, chunks(s), s.H, s.P, s.N})),
+        state_(zeros({s.B, chunks(s), s.H, s.P, s.N})),
         decay_(stat_zeros({s.B, chunks(s), s.H})),
         y_(zeros({s.B, s.T, s.H, s.P})),
         dy_(uniform({s.B, s.T, s.H, s.P})),
         dxBC_(zeros({s.B, s.T, channels(s)})),
         ddt_(stat_zeros({s.B, s.T, s.H})),
         dcum_(stat_zeros({s.B, s.T, s.H})),
-        dstate_(stat_zeros({s.B, chunks(s), s.H, s.P, s.N})),
-        dleaving_(dstate_.dtype == dy_.dtype ? dstate_ : zeros({s.B, chunks(s), s.H, s.P, s.N})),
-        dlog_decay_(stat_zeros({s.B, chunks(s), s.H})),
         ddt_raw_(zeros({s.B, s.T, s.H})),
         ddt_bias_(stat_zeros({s.H})),
         dA_log_(stat_zeros({s.H})),
@@ -57,40 +53,23 @@ class Ssd final : public Workload {
 
   void backward(const Context& ctx) override {
     if (s_.recompute) find_states(ctx);
-    chunk_scan_backward(ctx, {.dy = dy_,
-                              .x = x(xBC_),
-                              .B = B(xBC_),
-                              .C = C(xBC_),
-                              .dt = dt_,
-                              .cum = cum_,
-                              .D = D_,
-                              .doc_begin = doc_begin_,
-                              .incoming = state_,
-                              .dx = x(dxBC_),
-                              .dB = B(dxBC_),
-                              .dC = C(dxBC_),
-                              .ddt = ddt_,
-                              .dcum = dcum_,
-                              .dincoming = dstate_,
-                              .dD = dD_,
-                              .chunk = s_.Q});
-    state_passing_backward(ctx, {.dincoming = dstate_,
-                                 .incoming = state_,
-                                 .decay = decay_,
-                                 .doutgoing = dleaving_,
-                                 .dlog_decay = dlog_decay_});
-    chunk_state_backward(ctx, {.dstate = dleaving_,
-                               .dlog_decay = dlog_decay_,
-                               .x = x(xBC_),
-                               .B = B(xBC_),
-                               .dt = dt_,
-                               .cum = cum_,
-                               .doc_begin = doc_begin_,
-                               .dx = x(dxBC_),
-                               .dB = B(dxBC_),
-                               .ddt = ddt_,
-                               .dcum = dcum_,
-                               .chunk = s_.Q});
+    ssd_backward(ctx, {.dy = dy_,
+                       .x = x(xBC_),
+                       .B = B(xBC_),
+                       .C = C(xBC_),
+                       .dt = dt_,
+                       .cum = cum_,
+                       .D = D_,
+                       .doc_begin = doc_begin_,
+                       .incoming = state_,
+                       .decay = decay_,
+                       .dx = x(dxBC_),
+                       .dB = B(dxBC_),
+                       .dC = C(dxBC_),
+                       .ddt = ddt_,
+                       .dcum = dcum_,
+                       .dD = dD_,
+                       .chunk = s_.Q});
     chunk_cumsum_backward(ctx, {.ddt = ddt_,
                                 .dcum = dcum_,
                                 .dt_raw = dt_raw_,
@@ -131,7 +110,7 @@ class Ssd final : public Workload {
 
   SsdShape s_;
   TensorView xBC_, dt_raw_, dt_bias_, A_log_, D_, doc_begin_, dt_, cum_, state_, decay_, y_, dy_,
-      dxBC_, ddt_, dcum_, dstate_, dleaving_, dlog_decay_, ddt_raw_, ddt_bias_, dA_log_, dD_;
+      dxBC_, ddt_, dcum_, ddt_raw_, ddt_bias_, dA_log_, dD_;
 };
 
 }  // namespace

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 #include <omp.h>
 
+#include "kernels/chunk_scan/ssd_backward.h"
 #include "tests/kernels/ssd_chain.h"
 #include "tests/support/gradcheck.h"
 
@@ -205,6 +206,39 @@ TEST(SsdBackward, ParameterGradientsAccumulate) {
     EXPECT_NEAR(c.ddt_bias.get(h), fresh.ddt_bias.get(h) + 3, 1e-12);
     EXPECT_NEAR(c.dA_log.get(h), fresh.dA_log.get(h) + 5, 1e-12);
     EXPECT_NEAR(c.dD.get(h), fresh.dD.get(h) - 7, 1e-12);
+  }
+}
+
+TEST(SsdBackward, InOneIsItsPartsOneByOne) {
+  for (const SsdShape& shape : ssd_shapes()) {
+    SCOPED_TRACE(shape.name);
+    SsdChain parts(shape, DType::f64), c(shape, DType::f64);
+    parts.forward(), c.forward();
+    parts.scan_backward(), parts.pass_states_backward(), parts.chunk_states_backward();
+    ssd_backward(c.ctx, {.dy = c.dy,
+                         .x = c.x,
+                         .B = c.B,
+                         .C = c.C,
+                         .dt = c.dt,
+                         .cum = c.cum,
+                         .D = c.D,
+                         .doc_begin = c.doc_begin,
+                         .incoming = c.incoming,
+                         .decay = c.decay,
+                         .dfinal = c.dfinal,
+                         .dx = c.dx,
+                         .dB = c.dB,
+                         .dC = c.dC,
+                         .ddt = c.ddt,
+                         .dcum = c.dcum,
+                         .dD = c.dD,
+                         .chunk = shape.Q});
+    using Member = Tensor SsdChain::*;
+    for (const Member gradient : {&SsdChain::dx, &SsdChain::dB, &SsdChain::dC, &SsdChain::ddt,
+                                  &SsdChain::dcum, &SsdChain::dD}) {
+      const Tensor &got = c.*gradient, &expected = parts.*gradient;
+      for (int64_t i = 0; i < got.numel(); ++i) ASSERT_EQ(got.get(i), expected.get(i));
+    }
   }
 }
 

@@ -35,6 +35,9 @@ KERNEL_ARROWS = {
     # The states that enter every chunk, in one pass where the device can.
     "kernels/chunk_state": {"kernels/core", "kernels/device", "kernels/gemm",
                             "kernels/state_passing"},
+    # The backward of both and of what lies between, in one pass where the device can.
+    "kernels/chunk_scan": {"kernels/core", "kernels/device", "kernels/gemm", "kernels/chunk_state",
+                           "kernels/state_passing"},
 }
 OPERATOR_ARROWS = {"kernels/core", "kernels/device", "kernels/gemm"}
 NOT_OPERATORS = {"core", "device"}

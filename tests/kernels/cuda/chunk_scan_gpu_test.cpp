@@ -1,5 +1,6 @@
 #include "kernels/chunk_scan/chunk_scan.h"
 
+#include "kernels/chunk_scan/ssd_backward.h"
 #include "tests/kernels/ssd_chain.h"
 #include "tests/support/gpu_twin.h"
 
@@ -52,7 +53,7 @@ Inputs make_inputs(Side& side, const SsdShape& shape, int64_t padding) {
           .cum = side.values({B, T, H}, side.stat(), steps.cum),
           .D = side.stat_normal({H}),
           .doc_begin = side.copy_of(doc_begin),
-          .incoming = side.stat_normal({B, num_chunks(T, Q), H, P, N})};
+          .incoming = side.normal({B, num_chunks(T, Q), H, P, N})};
 }
 
 void run(Side& side, const SsdShape& shape, int64_t padding) {
@@ -88,6 +89,54 @@ void run(Side& side, const SsdShape& shape, int64_t padding) {
                        .chunk = shape.Q});
 }
 
+// With the states' part: as ChunkScanGpu, and what flows from the states that chunks leave.
+void run_whole_backward(Side& side, const SsdShape& shape, int64_t padding, bool has_dfinal) {
+  const Inputs in = make_inputs(side, shape, padding);
+  const int64_t B = shape.B, T = shape.T, H = shape.H, M = num_chunks(T, shape.Q);
+  const Tensor doc_begin = documents(B, T, shape.starts, shape.first);
+  const Steps steps = make_steps(shape, doc_begin);
+  std::vector<double> decay(B * M * H);
+  for (int64_t chunk = 0; chunk < B * M; ++chunk) {
+    const ChunkSpan span(chunk % M, shape.Q, T);
+    const int64_t last = chunk / M * T + span.end - 1;
+    for (int64_t h = 0; h < H; ++h) {
+      const bool starts = doc_begin.get(last) >= double(span.begin);
+      decay[chunk * H + h] = starts ? 0 : float(std::exp(steps.cum[last * H + h]));
+    }
+  }
+  ssd_backward(side.ctx(),
+               {.dy = side.normal(in.x.dims, 1, 0, padding),
+                .x = in.x,
+                .B = in.B,
+                .C = in.C,
+                .dt = in.dt,
+                .cum = in.cum,
+                .D = in.D,
+                .doc_begin = in.doc_begin,
+                .incoming = in.incoming,
+                .decay = side.values({B, M, H}, side.stat(), decay),
+                .dfinal = has_dfinal ? side.stat_normal({B, H, shape.P, shape.N}) : TensorView{},
+                .dx = side.output("dx", in.x.dims, side.dtype(), padding),
+                .dB = side.output("dB", in.B.dims, side.dtype(), padding),
+                .dC = side.output("dC", in.C.dims, side.dtype(), padding),
+                .ddt = side.output("ddt", in.dt.dims, side.stat()),
+                .dcum = side.output("dcum", in.cum.dims, side.stat()),
+                .dD = side.compare("dD", side.stat_normal({H})),
+                .chunk = shape.Q});
+}
+
+class SsdBackwardGpu : public testing::TestWithParam<SsdShape> {};
+
+TEST_P(SsdBackwardGpu, AgreesWithCpu) {
+  check_on_gpu([](Side& side) { run_whole_backward(side, GetParam(), 0, true); });
+}
+TEST_P(SsdBackwardGpu, AgreesWithCpuInAlignedColumns) {
+  check_on_gpu([](Side& side) { run_whole_backward(side, GetParam(), 8, false); });
+}
+TEST_P(SsdBackwardGpu, AgreesWithCpuInColumns) {
+  check_on_gpu([](Side& side) { run_whole_backward(side, GetParam(), 3, true); });
+}
+
 TEST_P(ChunkScanGpu, AgreesWithCpu) {
   check_on_gpu([](Side& side) { run(side, GetParam(), 0); });
 }
@@ -100,6 +149,7 @@ TEST_P(ChunkScanGpu, AgreesWithCpuInColumns) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Small, ChunkScanGpu, testing::ValuesIn(ssd_shapes()), name_of_shape);
+INSTANTIATE_TEST_SUITE_P(Small, SsdBackwardGpu, testing::ValuesIn(ssd_shapes()), name_of_shape);
 
 // The shapes of tensor cores, and around them.
 std::vector<SsdShape> wide_shapes() {
@@ -149,10 +199,21 @@ std::vector<SsdShape> wide_shapes() {
       {.name = "head_of_128", .T = 150, .H = 2, .P = 128, .N = 64, .Q = 128, .first = -1},
       {.name = "state_of_16", .T = 300, .H = 2, .P = 64, .N = 16, .Q = 256, .first = -1},
       {.name = "longer_chunk", .T = 400, .H = 2, .P = 64, .N = 128, .Q = 320, .starts = {{5, 350}}},
+      // So many chunks that a block has several heads.
+      {.name = "several_heads_a_block",
+       .T = 2117,
+       .H = 14,
+       .G = 2,
+       .P = 64,
+       .N = 128,
+       .Q = 16,
+       .starts = {{700, 1003}},
+       .first = -1},
       {.name = "many_heads", .T = 260, .H = 24, .P = 64, .N = 128, .Q = 256, .first = -1},
   };
 }
 INSTANTIATE_TEST_SUITE_P(Wide, ChunkScanGpu, testing::ValuesIn(wide_shapes()), name_of_shape);
+INSTANTIATE_TEST_SUITE_P(Wide, SsdBackwardGpu, testing::ValuesIn(wide_shapes()), name_of_shape);
 
 }  // namespace
 }  // namespace sluice::test

@@ -93,7 +93,7 @@ TEST_P(EnteringStatesGpu, AgreesWithCpu) {
                                  .cum = cum,
                                  .doc_begin = doc_begin,
                                  .initial = side.stat_normal(ends),
-                                 .incoming = side.output("incoming", states, side.stat()),
+                                 .incoming = side.output("incoming", states, side.dtype()),
                                  .decay = side.output("decay", decays, side.stat()),
                                  .final_state = side.output("final", ends, side.stat()),
                                  .chunk = s.Q});
@@ -102,7 +102,7 @@ TEST_P(EnteringStatesGpu, AgreesWithCpu) {
                                  .dt = dt,
                                  .cum = cum,
                                  .doc_begin = doc_begin,
-                                 .incoming = side.output("from zero", states, side.stat()),
+                                 .incoming = side.output("from zero", states, side.dtype()),
                                  .decay = side.output("decay too", decays, side.stat()),
                                  .chunk = s.Q});
   });

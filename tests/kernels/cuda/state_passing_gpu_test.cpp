@@ -43,6 +43,10 @@ TEST_P(StatePassingGpu, ForwardAgreesWithCpu) {
     state_passing_forward(
         side.ctx(),
         {.state = state, .decay = decay, .final_state = side.output("fold", ends, side.stat())});
+    state_passing_forward(side.ctx(),
+                          {.state = state,
+                           .decay = decay,
+                           .incoming = side.output("narrow", chunks, side.dtype(), padding)});
     state_passing_forward(side.ctx(), {.state = state, .decay = decay, .incoming = state});
   });
 }
@@ -67,6 +71,12 @@ TEST_P(StatePassingGpu, BackwardAgreesWithCpu) {
                            {.dincoming = dincoming,
                             .decay = decay,
                             .doutgoing = side.output("narrow", chunks, side.dtype(), padding)});
+    state_passing_backward(side.ctx(),
+                           {.dincoming = dincoming,
+                            .incoming = side.normal(chunks, 1, 0, padding),
+                            .decay = decay,
+                            .doutgoing = side.output("narrow too", chunks, side.dtype(), padding),
+                            .dlog_decay = side.output("of narrow", decays, side.stat())});
     state_passing_backward(side.ctx(), {.dincoming = dincoming,
                                         .decay = decay,
                                         .dinitial = side.output("fold", ends, side.stat())});
