@@ -1,5 +1,7 @@
 #include "kernels/chunk_scan/chunk_scan.h"
 
+#include <algorithm>
+
 #include "kernels/chunk_scan/chunk_scan_cpu.h"
 #include "kernels/chunk_scan/chunk_scan_cuda.h"
 #include "kernels/core/chunks.h"
@@ -41,6 +43,15 @@ cuda::ChunkScanPartials allocate_partials(Arena& scratch, const ChunkScanBackwar
 }
 
 }  // namespace
+
+int64_t chunk_to_take(const Context& ctx, DType dtype, int64_t head_dim, int64_t state_dim,
+                      int64_t longest) {
+  // Products of warpgroups are for chunks of 128 tokens: with 256 twice the pairs cost more than
+  // half of the states saves.
+  const bool by_groups =
+      ctx.device.is_cuda() && dtype == DType::bf16 && head_dim == 64 && state_dim == 128;
+  return by_groups ? std::min<int64_t>(longest, 128) : longest;
+}
 
 void chunk_scan_forward(const Context& ctx, const ChunkScanForward& args) {
   check_inputs(ctx, args);

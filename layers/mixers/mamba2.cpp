@@ -30,6 +30,7 @@ struct Mamba2::SavedTensors : Saved {
 
 // What the SSD reads, in scratch.
 struct Mamba2::Chunked {
+  int64_t chunk;        // Q
   TensorView xbc;       // (B, T, C)
   TensorView dt;        // (B, T, H)
   TensorView cum;       // (B, T, H)
@@ -108,9 +109,11 @@ Mamba2::Mamba2(const LayerBuild& build, const Config& config)
 
 Mamba2::Chunked Mamba2::allocate_chunked(const Context& ctx, int64_t B, int64_t T,
                                          DType dtype) const {
-  const int64_t M = num_chunks(T, config_.chunk);
+  const int64_t chunk = chunk_to_take(ctx, dtype, P_, N_, config_.chunk);
+  const int64_t M = num_chunks(T, chunk);
   Arena& scratch = *ctx.scratch;
-  return {.xbc = scratch.alloc({B, T, C_}, dtype),
+  return {.chunk = chunk,
+          .xbc = scratch.alloc({B, T, C_}, dtype),
           .dt = scratch.alloc({B, T, H_}, stat_dtype(dtype)),
           .cum = scratch.alloc({B, T, H_}, stat_dtype(dtype)),
           .decay = scratch.alloc({B, M, H_}, stat_dtype(dtype)),
@@ -125,7 +128,7 @@ void Mamba2::chunk_decays(const Context& ctx, const Rows& rows, const TensorView
                              .doc_begin = rows.local_doc_begin,
                              .dt = s.dt,
                              .cum = s.cum,
-                             .chunk = config_.chunk,
+                             .chunk = s.chunk,
                              .dt_min = config_.dt_min,
                              .dt_max = config_.dt_max});
 }
@@ -149,7 +152,7 @@ void Mamba2::states_of_chunks(const Context& ctx, const Rows& rows, const Chunke
                             .doc_begin = rows.local_doc_begin,
                             .state = state,
                             .decay = s.decay,
-                            .chunk = config_.chunk});
+                            .chunk = s.chunk});
 }
 
 void Mamba2::states_before_chunks(const Context& ctx, const Rows& rows, const TensorView& initial,
@@ -163,7 +166,7 @@ void Mamba2::states_before_chunks(const Context& ctx, const Rows& rows, const Te
                         .incoming = s.incoming,
                         .decay = s.decay,
                         .final_state = final_state,
-                        .chunk = config_.chunk});
+                        .chunk = s.chunk});
 }
 
 void Mamba2::gated_norm(const Context& ctx, const TensorView& y, const TensorView& zxbcdt,
@@ -235,7 +238,7 @@ std::unique_ptr<Saved> Mamba2::forward(const Context& ctx, const Rows& rows,
                            .doc_begin = rows.local_doc_begin,
                            .incoming = s.incoming,
                            .y = saved->y,
-                           .chunk = config_.chunk});
+                           .chunk = s.chunk});
   const TensorView normed = ctx.scratch->alloc({B, T, E_}, dtype);
   gated_norm(ctx, saved->y, saved->zxbcdt, normed);
   out_proj_.forward(ctx, normed, io.y);
@@ -316,7 +319,7 @@ void Mamba2::scan_backward(const Context& ctx, const Rows& rows, const SavedTens
                        .ddt = ddt,
                        .dcum = dcum,
                        .dD = store_.grad(D_skip_),
-                       .chunk = config_.chunk});
+                       .chunk = s.chunk});
   }
   chunk_cumsum_backward(ctx, {.ddt = ddt,
                               .dcum = dcum,
@@ -327,7 +330,7 @@ void Mamba2::scan_backward(const Context& ctx, const Rows& rows, const SavedTens
                               .ddt_raw = dt_of(dzxbcdt),
                               .ddt_bias = store_.grad(dt_bias_),
                               .dA_log = store_.grad(A_log_),
-                              .chunk = config_.chunk,
+                              .chunk = s.chunk,
                               .dt_min = config_.dt_min,
                               .dt_max = config_.dt_max});
   causal_conv1d_backward(ctx, {.dy = dxbc,
@@ -368,7 +371,7 @@ void Mamba2::chunks_backward_in_parts(const Context& ctx, const Rows& rows,
                             .dcum = d.cum,
                             .dincoming = dstate,
                             .dD = store_.grad(D_skip_),
-                            .chunk = config_.chunk});
+                            .chunk = s.chunk});
   const auto reverse_fold = [&](const TensorView& dinitial) {
     state_passing_backward(ctx, {.dincoming = dstate, .decay = s.decay, .dinitial = dinitial});
   };
@@ -392,7 +395,7 @@ void Mamba2::chunks_backward_in_parts(const Context& ctx, const Rows& rows,
                              .dB = B_of(d.xbc),
                              .ddt = d.dt,
                              .dcum = d.cum,
-                             .chunk = config_.chunk});
+                             .chunk = s.chunk});
 }
 
 std::vector<StateTensor> Mamba2::received_spec(const Rows& rows) const {

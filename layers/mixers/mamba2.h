@@ -41,7 +41,7 @@ struct Mamba2Config {
     v(Field{.name = "groups", .help = "groups of heads that share B and C (G)", .min = 1}, groups);
     v(Field{.name = "conv_width", .help = "taps of the causal convolution (K)", .min = 1},
       conv_width);
-    v(Field{.name = "chunk", .help = "tokens of an SSD chunk (Q)", .min = 1}, chunk);
+    v(Field{.name = "chunk", .help = "tokens of an SSD chunk (Q), at most", .min = 1}, chunk);
     v(Field{.name = "expand", .help = "inner width over d_model, where heads is 0", .min = 1},
       expand);
     v(Field{.name = "heads", .help = "heads (H); 0: expand * d_model / head_dim", .min = 0}, heads);
