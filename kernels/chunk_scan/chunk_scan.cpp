@@ -26,8 +26,13 @@ void check_inputs(const Context& ctx, const Args& args) {
   expect("cum", args.cum, {B, T, H}, statistics, ctx.device);
   expect("D", args.D, {H}, statistics, ctx.device);
   expect("doc_begin", args.doc_begin, {B, T}, DType::i32, ctx.device);
-  expect("incoming", args.incoming, {B, num_chunks(T, args.chunk), H, P, N}, args.x.dtype,
-         ctx.device);
+}
+
+template <class Args>
+void check_incoming(const Context& ctx, const Args& args) {
+  const auto [B, T, H, P] = args.x.template shape<4>("x: (B, T, H, P)");
+  expect("incoming", args.incoming, {B, num_chunks(T, args.chunk), H, P, args.B.dim(3)},
+         args.x.dtype, ctx.device);
 }
 
 cuda::ChunkScanPartials allocate_partials(Arena& scratch, const ChunkScanBackward& args) {
@@ -53,9 +58,14 @@ int64_t chunk_to_take(const Context& ctx, DType dtype, int64_t head_dim, int64_t
   return by_groups ? std::min<int64_t>(longest, 128) : longest;
 }
 
-void chunk_scan_forward(const Context& ctx, const ChunkScanForward& args) {
+void check_chunk_scan_forward(const Context& ctx, const ChunkScanForward& args) {
   check_inputs(ctx, args);
   expect("y", args.y, args.x.dims, args.x.dtype, ctx.device);
+}
+
+void chunk_scan_forward(const Context& ctx, const ChunkScanForward& args) {
+  check_chunk_scan_forward(ctx, args);
+  check_incoming(ctx, args);
   if (ctx.counting()) return;
   if (ctx.device.is_cuda()) {
     if constexpr (kBuiltWithCuda) return cuda::chunk_scan_forward(ctx, args);
@@ -67,6 +77,7 @@ void chunk_scan_forward(const Context& ctx, const ChunkScanForward& args) {
 
 void check_chunk_scan_backward(const Context& ctx, const ChunkScanBackward& args) {
   check_inputs(ctx, args);
+  check_incoming(ctx, args);
   const DType statistics = stat_dtype(args.x.dtype);
   const int64_t H = args.x.dim(2);
   expect("dy", args.dy, args.x.dims, args.x.dtype, ctx.device);

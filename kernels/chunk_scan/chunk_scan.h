@@ -36,6 +36,8 @@ struct ChunkScanForward {
   int64_t chunk = 0;               // Q
 };
 void chunk_scan_forward(const Context& ctx, const ChunkScanForward& args);
+// Throws unless all but incoming have the shapes above.
+void check_chunk_scan_forward(const Context& ctx, const ChunkScanForward& args);
 
 struct ChunkScanBackward {
   ConstTensorView dy = {};  // (B, T, H, P)

@@ -123,7 +123,7 @@ struct ForwardBlock {
     const Factors B{room_B}, C{room.C};
     const int own = int(threadIdx.x) / 32;
 #pragma unroll 1
-    for (int i = 0; i * kStrip < place.size; ++i) {
+    for (int i = 0; i < kStrips; ++i) {  // zeros beyond the chunk's tokens, as their B and C are
 #pragma unroll 1
       for (int j = 0; j <= i; ++j) {
         if (square_of(i, j) % kWarps != own) continue;

@@ -50,13 +50,11 @@ static_assert(sizeof(Room::heads) / kGroups == 2 * kChunk * kState * sizeof(Bf16
 // A warp's 16 tokens s in work.
 struct PairsStrip {
   int index;                     // of the chunk's strips
-  bool plain;                    // no document begins after its first token
   float middle;                  // cum at its last token, in powers of 2
   float cum[2], dt[2], late[2];  // of this lane's two rows; late: the decay to the last token
   float ddt[2] = {0, 0};
 
-  __device__ PairsStrip(const Room::Steps& steps, const int* first, int size, int index)
-      : index(index), plain(first[size - 1] <= index * kStrip) {
+  __device__ PairsStrip(const Room::Steps& steps, int size, int index) : index(index) {
     middle = steps.cum[min(index * kStrip + kStrip, size) - 1] * kLog2e;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -102,11 +100,11 @@ struct PairsBlock {
     const SharedTile<kState> B = factor(0), C = factor(1);
     const int own = int(threadIdx.x) / 32;
 #pragma unroll 1
-    for (int i = 0; i < used; ++i) {
+    for (int i = 0; i < kStrips; ++i) {
 #pragma unroll 1
       for (int j = 0; j <= i; ++j) {
         if (square_of(i, j) % kWarps != own) continue;
-        Accumulator left, right;
+        Accumulator left, right;  // zeros beyond the chunk's tokens, as their B and C are
 #pragma unroll
         for (int k = 0; k < kState; k += kMmaK) {
           const FragmentA rows = load_a(B, j * kStrip, k);
@@ -120,37 +118,37 @@ struct PairsBlock {
     __syncthreads();
   }
 
-  // What the products g of square (i, strip) are weighed by: adds w dt g to dS; the result is S w
-  // (to be multiplied by dt) as the left operand of dx. Beyond the chunk's tokens all products are
-  // 0: decays there need only be finite.
+  // What the products of square (i, strip) are weighed by: adds w dt g to dS; the result is S w (to
+  // be multiplied by dt) as the left operand of dx. Beyond the chunk's tokens all products are 0:
+  // decays there need only be finite. kDiagonal: of a block at the diagonal, where squares above it
+  // count too, with decays of 0, as a branch would keep the compiler from mixing squares' chains.
+  template <bool kPlain, bool kDiagonal>
   __device__ __forceinline__ FragmentA weigh(PairsStrip& strip, const Room::Steps& steps, int i,
                                              bool first, const Accumulator (&all)[kSide / kMmaN],
-                                             Accumulator (&sums)[kSide / kMmaN], float& dD) {
+                                             Accumulator (&sums)[kSide / kMmaN]) {
     const int own = i % kGroupWarps * 2;  // the square's first tile
-    FragmentA a = load_square(room.scores, square_of(i, strip.index));
+    const int below = kDiagonal ? max(i, strip.index) : i;
+    FragmentA a = load_square(room.scores, square_of(below, strip.index));
     float w[2][4];  // of tile and value
     const int t0 = i * kStrip + Accumulator::column(0);
-    if (strip.plain && i > strip.index) {
 #pragma unroll
-      for (int tile = 0; tile < 2; ++tile) {
-        const float2 cum = *reinterpret_cast<const float2*>(steps.cum + t0 + tile * kMmaN);
+    for (int tile = 0; tile < 2; ++tile) {
+      const float2 cum = *reinterpret_cast<const float2*>(steps.cum + t0 + tile * kMmaN);
+      if constexpr (kPlain && !kDiagonal) {
         const float early[2] = {exp2_approx(fminf(cum.x * kLog2e - strip.middle, 0.0f)),
                                 exp2_approx(fminf(cum.y * kLog2e - strip.middle, 0.0f))};
 #pragma unroll
         for (int v = 0; v < 4; ++v) w[tile][v] = early[v % 2] * strip.late[v / 2];
-      }
-    } else {
-#pragma unroll
-      for (int tile = 0; tile < 2; ++tile) {
-        const float2 cum = *reinterpret_cast<const float2*>(steps.cum + t0 + tile * kMmaN);
-        const int2 seen = *reinterpret_cast<const int2*>(room.first + t0 + tile * kMmaN);
+      } else {
+        int2 seen = {0, 0};
+        if constexpr (!kPlain)
+          seen = *reinterpret_cast<const int2*>(room.first + t0 + tile * kMmaN);
 #pragma unroll
         for (int v = 0; v < 4; ++v) {
           const int s = strip.token(v / 2), t = t0 + tile * kMmaN + v % 2;
           const float later = (v % 2 == 0 ? cum.x : cum.y) * kLog2e - strip.cum[v / 2];
-          const bool sees = s <= t && s >= (v % 2 == 0 ? seen.x : seen.y);
-          w[tile][v] = sees ? exp2_approx(later) : 0.0f;
-          dD += s == t ? all[own + tile].values[v] : 0.0f;
+          const bool sees = (!kDiagonal || s <= t) && s >= (v % 2 == 0 ? seen.x : seen.y);
+          w[tile][v] = sees ? exp2_approx(fminf(later, 0.0f)) : 0.0f;
         }
       }
     }
@@ -205,14 +203,31 @@ struct PairsBlock {
     __syncwarp();
   }
 
-  // One head; `dx` is its column of the chunk's first row.
+  // The products of a block that lie on the diagonal, of the warp's square.
+  __device__ float diagonal(const Accumulator (&g)[kSide / kMmaN]) const {
+    const int lane = threadIdx.x % 32;
+    float sum = 0;
+#pragma unroll
+    for (int j = 0; j < kGroupWarps; ++j) {
+      if (j != warp || lane / 8 != lane % 4) continue;
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const float* const value = &g[2 * j + half].values[2 * half];
+        sum += lane & 4 ? value[1] : value[0];
+      }
+    }
+    return sum;
+  }
+
+  // One head; `dx` is its column of the chunk's first row. kPlain: no document begins in the chunk.
+  template <bool kPlain>
   __device__ void pass(Room::Head& head, const Room::Steps& steps, Bf16* dx) {
     const HeadTile x{head.x}, dy{head.dy};
     float dD = 0;
 #pragma unroll
     for (int s_block = 0; s_block < 2; ++s_block) {
       if (s_block * kSide >= place.size) continue;
-      PairsStrip strip(steps, room.first, place.size, s_block * kGroupWarps + warp);
+      PairsStrip strip(steps, place.size, s_block * kGroupWarps + warp);
       Accumulator sum[kHeadTiles];
 #pragma unroll
       for (int t_block = s_block; t_block < 2; ++t_block) {
@@ -226,11 +241,14 @@ struct PairsBlock {
         FragmentA weights[kSide / kMmaK];
 #pragma unroll
         for (int j = 0; j < kSide / kStrip; ++j) {
-          weights[j] = FragmentA{};
-          if (s_block == t_block && j < warp) continue;
-          weights[j] = weigh(strip, steps, t_block * kGroupWarps + j, s_block == 0, g,
-                             dS[s_block + t_block], dD);
+          const int i = t_block * kGroupWarps + j;
+          if (s_block == t_block) {
+            weights[j] = weigh<kPlain, true>(strip, steps, i, s_block == 0, g, dS[2 * s_block]);
+          } else {
+            weights[j] = weigh<kPlain, false>(strip, steps, i, s_block == 0, g, dS[1]);
+          }
         }
+        if (s_block == t_block) dD += diagonal(g);
         if constexpr (kHasWgmma) pin(weights);
         begin_sums(sum);
         add_product<kSide, kHeadDim>(sum, weights, dy_block);
@@ -249,8 +267,7 @@ struct PairsBlock {
     const int t = thread;
     if (t < place.size) {
       float dcum = steps.dcum[t];
-      const int last = min(t / kStrip, kGroupWarps - 1);
-      for (int other = 0; other <= last; ++other) dcum += room.later[group][other][t];
+      for (int other = 0; other < kGroupWarps; ++other) dcum += room.later[group][other][t];
       to.ddt.row(place.row0 + t)[head] = room.ddt[group][t];
       to.dcum.row(place.row0 + t)[head] = dcum - steps.dt[t] * room.ddt[group][t];
     }
@@ -339,19 +356,27 @@ __global__ void __launch_bounds__(kThreads, 1)
     if (token == 0) copy_async_4(&steps.D, in.D + head);
     commit_copies();
   };
-  int stage = 0;
-  if (heads.begin + group < heads.end) fetch(heads.begin + group, stage);
+  const auto walk = [&]<bool kPlain>() {
+    int stage = 0;
+    if (heads.begin + group < heads.end) fetch(heads.begin + group, stage);
 #pragma unroll 1
-  for (int head = heads.begin + group; head < heads.end; head += kGroups) {
-    wait_copies<0>();
-    if constexpr (kHasWgmma) fence_shared_for_wgmma();
-    warpgroup_barrier(group);
-    if (head + kGroups < heads.end) fetch(head + kGroups, stage ^ 1);
-    const Room::Steps& steps = room.steps[group][stage];
-    block.pass(room.heads[group][stage], steps, to.dx.row(place.row0) + int64_t(head) * kHeadDim);
-    warpgroup_barrier(group);
-    block.sum_warps(steps, head, to.partial_dD.row(chunk_row));
-    stage ^= 1;
+    for (int head = heads.begin + group; head < heads.end; head += kGroups) {
+      wait_copies<0>();
+      if constexpr (kHasWgmma) fence_shared_for_wgmma();
+      warpgroup_barrier(group);
+      if (head + kGroups < heads.end) fetch(head + kGroups, stage ^ 1);
+      const Room::Steps& steps = room.steps[group][stage];
+      block.pass<kPlain>(room.heads[group][stage], steps,
+                         to.dx.row(place.row0) + int64_t(head) * kHeadDim);
+      warpgroup_barrier(group);
+      block.sum_warps(steps, head, to.partial_dD.row(chunk_row));
+      stage ^= 1;
+    }
+  };
+  if (room.first[place.size - 1] <= 0) {
+    walk.template operator()<true>();
+  } else {
+    walk.template operator()<false>();
   }
   block.finish(in, heads.group, split);
 }

@@ -18,8 +18,8 @@
 #include "kernels/chunk_state/chunk_state_cuda.cuh"
 #include "kernels/chunk_state/chunk_state_cuda.h"
 #include "kernels/chunk_state/chunk_state_tokens.cuh"
+#include "kernels/chunk_state/state_tile.cuh"
 #include "kernels/device/launch.cuh"
-#include "kernels/device/panel_tile.cuh"
 
 namespace sluice::cuda {
 namespace {
@@ -143,58 +143,6 @@ __device__ inline void load_weighted(FragmentA (&a)[kTokens / kMmaK],
     }
   }
 }
-
-// A block's part of the state.
-template <int kColumns>
-struct StateTile {
-  static constexpr int kCount = kColumns / kMmaN;
-  Accumulator acc[kCount];
-
-  __device__ void scale(float factor) {
-#pragma unroll
-    for (int n = 0; n < kCount; ++n) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) acc[n].values[i] *= factor;
-    }
-  }
-  // Of values[2 * half] of acc[0], in a head's state, whose rows have N columns.
-  static __device__ int64_t row_place(int half, int64_t N) {
-    return (warpgroup_warp() * kMmaM + Accumulator::row(2 * half)) * N;
-  }
-  // `to` and `from` point at the block's part of the state.
-  __device__ void store(float* to, int64_t N) const {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      float* const row = to + row_place(half, N) + Accumulator::column(0);
-#pragma unroll
-      for (int n = 0; n < kCount; ++n)
-        *reinterpret_cast<float2*>(row + n * kMmaN) =
-            make_float2(acc[n].values[2 * half], acc[n].values[2 * half + 1]);
-    }
-  }
-  __device__ void store(Bf16* to, int64_t N) const {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      Bf16* const row = to + row_place(half, N) + threadIdx.x % 4 * kMmaN;
-#pragma unroll
-      for (int n = 0; n < kCount; n += 4) {
-        uint32_t words[4];
-#pragma unroll
-        for (int i = 0; i < 4; ++i)
-          words[i] = pack_bf16(acc[n + i].values[2 * half], acc[n + i].values[2 * half + 1]);
-        *reinterpret_cast<uint4*>(row + n * kMmaN) = gather_quad(words);
-      }
-    }
-  }
-  __device__ void load(const float* from, int64_t N) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const float* const row = from + row_place(i / 2, N) + Accumulator::column(i);
-#pragma unroll
-      for (int n = 0; n < kCount; ++n) acc[n].values[i] = row[n * kMmaN];
-    }
-  }
-};
 
 template <int kColumns, bool kPass>
 __global__ void __launch_bounds__(kThreads, kColumns == 128 ? 3 : 4)

@@ -11,6 +11,7 @@
 #include "kernels/chunk_scan/chunk_scan.h"
 #include "kernels/chunk_scan/chunk_scan_cuda.h"
 #include "kernels/chunk_scan/ssd_backward.h"
+#include "kernels/chunk_scan/ssd_forward.h"
 #include "kernels/chunk_state/chunk_state.h"
 #include "kernels/chunk_state/entering_states.h"
 #include "kernels/elementwise/elementwise.h"
@@ -30,12 +31,13 @@ struct Mamba2::SavedTensors : Saved {
 
 // What the SSD reads, in scratch.
 struct Mamba2::Chunked {
-  int64_t chunk;        // Q
-  TensorView xbc;       // (B, T, C)
-  TensorView dt;        // (B, T, H)
-  TensorView cum;       // (B, T, H)
-  TensorView decay;     // (B, M, H)
-  TensorView incoming;  // (B, M, H, P, N): the state before each chunk
+  int64_t chunk;   // Q
+  TensorView xbc;  // (B, T, C)
+  TensorView dt;   // (B, T, H)
+  TensorView cum;  // (B, T, H)
+  // Where states between chunks are looked at:
+  TensorView decay = {};     // (B, M, H)
+  TensorView incoming = {};  // (B, M, H, P, N): the state before each chunk
 };
 
 struct Mamba2::ChunkedGradients {
@@ -107,17 +109,19 @@ Mamba2::Mamba2(const LayerBuild& build, const Config& config)
                       .scale = 1 / std::sqrt(double(build.num_residuals))});
 }
 
-Mamba2::Chunked Mamba2::allocate_chunked(const Context& ctx, int64_t B, int64_t T,
-                                         DType dtype) const {
+Mamba2::Chunked Mamba2::allocate_chunked(const Context& ctx, int64_t B, int64_t T, DType dtype,
+                                         bool with_states) const {
   const int64_t chunk = chunk_to_take(ctx, dtype, P_, N_, config_.chunk);
   const int64_t M = num_chunks(T, chunk);
   Arena& scratch = *ctx.scratch;
-  return {.chunk = chunk,
-          .xbc = scratch.alloc({B, T, C_}, dtype),
-          .dt = scratch.alloc({B, T, H_}, stat_dtype(dtype)),
-          .cum = scratch.alloc({B, T, H_}, stat_dtype(dtype)),
-          .decay = scratch.alloc({B, M, H_}, stat_dtype(dtype)),
-          .incoming = scratch.alloc({B, M, H_, P_, N_}, dtype)};
+  Chunked s{.chunk = chunk,
+            .xbc = scratch.alloc({B, T, C_}, dtype),
+            .dt = scratch.alloc({B, T, H_}, stat_dtype(dtype)),
+            .cum = scratch.alloc({B, T, H_}, stat_dtype(dtype))};
+  if (!with_states) return s;
+  s.decay = scratch.alloc({B, M, H_}, stat_dtype(dtype));
+  s.incoming = scratch.alloc({B, M, H_, P_, N_}, dtype);
+  return s;
 }
 
 void Mamba2::chunk_decays(const Context& ctx, const Rows& rows, const TensorView& zxbcdt,
@@ -155,20 +159,6 @@ void Mamba2::states_of_chunks(const Context& ctx, const Rows& rows, const Chunke
                             .chunk = s.chunk});
 }
 
-void Mamba2::states_before_chunks(const Context& ctx, const Rows& rows, const TensorView& initial,
-                                  const TensorView& final_state, const Chunked& s) const {
-  entering_states(ctx, {.x = x_of(s.xbc),
-                        .B = B_of(s.xbc),
-                        .dt = s.dt,
-                        .cum = s.cum,
-                        .doc_begin = rows.local_doc_begin,
-                        .initial = initial,
-                        .incoming = s.incoming,
-                        .decay = s.decay,
-                        .final_state = final_state,
-                        .chunk = s.chunk});
-}
-
 void Mamba2::gated_norm(const Context& ctx, const TensorView& y, const TensorView& zxbcdt,
                         const TensorView& out) const {
   gated_rms_norm_forward(ctx, {.x = y.reshape(out.dims),
@@ -200,7 +190,7 @@ std::unique_ptr<Saved> Mamba2::forward(const Context& ctx, const Rows& rows,
   project(xbc_proj_, xbc_of(zxbcdt));
 
   const ArenaScope scope(*ctx.scratch);
-  const Chunked s = allocate_chunked(ctx, B, T, dtype);
+  const Chunked s = allocate_chunked(ctx, B, T, dtype, in_parts);
   halo_.forward(ctx, rows,
                 {.x = xbc_of(zxbcdt), .passed = passed, .carried = io.carried, .meanwhile = [&] {
                    project(dt_proj_, dt_of(zxbcdt));
@@ -226,19 +216,29 @@ std::unique_ptr<Saved> Mamba2::forward(const Context& ctx, const Rows& rows,
   if (in_parts) {
     state_passing_forward(
         ctx, {.state = added, .decay = s.decay, .initial = passed.state, .incoming = s.incoming});
+    chunk_scan_forward(ctx, {.x = x_of(s.xbc),
+                             .B = B_of(s.xbc),
+                             .C = C_of(s.xbc),
+                             .dt = s.dt,
+                             .cum = s.cum,
+                             .D = store_.value(D_skip_),
+                             .doc_begin = rows.local_doc_begin,
+                             .incoming = s.incoming,
+                             .y = saved->y,
+                             .chunk = s.chunk});
   } else {
-    states_before_chunks(ctx, rows, passed.state, recurrence_.final_state(io.carried), s);
+    ssd_forward(ctx, {.x = x_of(s.xbc),
+                      .B = B_of(s.xbc),
+                      .C = C_of(s.xbc),
+                      .dt = s.dt,
+                      .cum = s.cum,
+                      .D = store_.value(D_skip_),
+                      .doc_begin = rows.local_doc_begin,
+                      .initial = passed.state,
+                      .y = saved->y,
+                      .final_state = recurrence_.final_state(io.carried),
+                      .chunk = s.chunk});
   }
-  chunk_scan_forward(ctx, {.x = x_of(s.xbc),
-                           .B = B_of(s.xbc),
-                           .C = C_of(s.xbc),
-                           .dt = s.dt,
-                           .cum = s.cum,
-                           .D = store_.value(D_skip_),
-                           .doc_begin = rows.local_doc_begin,
-                           .incoming = s.incoming,
-                           .y = saved->y,
-                           .chunk = s.chunk});
   const TensorView normed = ctx.scratch->alloc({B, T, E_}, dtype);
   gated_norm(ctx, saved->y, saved->zxbcdt, normed);
   out_proj_.forward(ctx, normed, io.y);
@@ -292,10 +292,18 @@ void Mamba2::scan_backward(const Context& ctx, const Rows& rows, const SavedTens
   const int64_t T = dy.dim(1);
   Arena& scratch = *ctx.scratch;
   const ArenaScope scope(scratch);
-  const Chunked s = allocate_chunked(ctx, B, T, dy.dtype);
+  const Chunked s = allocate_chunked(ctx, B, T, dy.dtype, /*with_states=*/true);
   chunk_decays(ctx, rows, saved.zxbcdt, s);
   convolve(ctx, rows, saved.zxbcdt, saved.passed.halo, s);
-  states_before_chunks(ctx, rows, saved.passed.state, {}, s);
+  entering_states(ctx, {.x = x_of(s.xbc),
+                        .B = B_of(s.xbc),
+                        .dt = s.dt,
+                        .cum = s.cum,
+                        .doc_begin = rows.local_doc_begin,
+                        .initial = saved.passed.state,
+                        .incoming = s.incoming,
+                        .decay = s.decay,
+                        .chunk = s.chunk});
   const TensorView dxbc = scratch.alloc({B, T, C_}, dy.dtype);
   const TensorView ddt = scratch.alloc(s.dt.dims, s.dt.dtype);
   const TensorView dcum = scratch.alloc(s.cum.dims, s.cum.dtype);

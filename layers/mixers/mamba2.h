@@ -94,16 +94,15 @@ class Mamba2 final : public Layer {
   TensorView x_of(const TensorView& xbc) const { return xbc.columns(0, {H_, P_}); }
   TensorView B_of(const TensorView& xbc) const { return xbc.columns(E_, {G_, N_}); }
   TensorView C_of(const TensorView& xbc) const { return xbc.columns(E_ + G_ * N_, {G_, N_}); }
-  Chunked allocate_chunked(const Context& ctx, int64_t B, int64_t T, DType dtype) const;
+  Chunked allocate_chunked(const Context& ctx, int64_t B, int64_t T, DType dtype,
+                           bool with_states) const;
   void chunk_decays(const Context& ctx, const Rows& rows, const TensorView& zxbcdt,
                     const Chunked& s) const;
   void convolve(const Context& ctx, const Rows& rows, const TensorView& zxbcdt,
                 const TensorView& halo, const Chunked& s) const;
-  // What each chunk adds; the states before the chunks, where what enters the row is known.
+  // What each chunk adds.
   void states_of_chunks(const Context& ctx, const Rows& rows, const Chunked& s,
                         const TensorView& state) const;
-  void states_before_chunks(const Context& ctx, const Rows& rows, const TensorView& initial,
-                            const TensorView& final_state, const Chunked& s) const;
   void scan_backward(const Context& ctx, const Rows& rows, const SavedTensors& saved,
                      const TensorView& dy, const TensorView& dzxbcdt, const TensorView& dhalo,
                      const Meanwhile& meanwhile) const;

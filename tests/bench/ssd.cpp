@@ -3,6 +3,7 @@
 #include "kernels/chunk_cumsum/chunk_cumsum.h"
 #include "kernels/chunk_scan/chunk_scan.h"
 #include "kernels/chunk_scan/ssd_backward.h"
+#include "kernels/chunk_scan/ssd_forward.h"
 #include "kernels/chunk_state/entering_states.h"
 #include "tests/bench/cases.h"
 
@@ -38,6 +39,19 @@ class Ssd final : public Workload {
         dD_(stat_zeros({s.H})) {}
 
   void forward(const Context& ctx) override {
+    if (s_.recompute) {
+      find_steps(ctx);
+      ssd_forward(ctx, {.x = x(xBC_),
+                        .B = B(xBC_),
+                        .C = C(xBC_),
+                        .dt = dt_,
+                        .cum = cum_,
+                        .D = D_,
+                        .doc_begin = doc_begin_,
+                        .y = y_,
+                        .chunk = s_.Q});
+      return;
+    }
     find_states(ctx);
     chunk_scan_forward(ctx, {.x = x(xBC_),
                              .B = B(xBC_),
@@ -83,8 +97,7 @@ class Ssd final : public Workload {
   }
 
  private:
-  // The state before each chunk.
-  void find_states(const Context& ctx) {
+  void find_steps(const Context& ctx) {
     chunk_cumsum_forward(ctx, {.dt_raw = dt_raw_,
                                .dt_bias = dt_bias_,
                                .A_log = A_log_,
@@ -92,6 +105,10 @@ class Ssd final : public Workload {
                                .dt = dt_,
                                .cum = cum_,
                                .chunk = s_.Q});
+  }
+  // The state before each chunk.
+  void find_states(const Context& ctx) {
+    find_steps(ctx);
     entering_states(ctx, {.x = x(xBC_),
                           .B = B(xBC_),
                           .dt = dt_,

@@ -4,6 +4,7 @@
 #include <omp.h>
 
 #include "kernels/chunk_scan/ssd_backward.h"
+#include "kernels/chunk_scan/ssd_forward.h"
 #include "tests/kernels/ssd_chain.h"
 #include "tests/support/gradcheck.h"
 
@@ -206,6 +207,28 @@ TEST(SsdBackward, ParameterGradientsAccumulate) {
     EXPECT_NEAR(c.ddt_bias.get(h), fresh.ddt_bias.get(h) + 3, 1e-12);
     EXPECT_NEAR(c.dA_log.get(h), fresh.dA_log.get(h) + 5, 1e-12);
     EXPECT_NEAR(c.dD.get(h), fresh.dD.get(h) - 7, 1e-12);
+  }
+}
+
+TEST(SsdForward, InOneIsItsPartsOneByOne) {
+  for (const SsdShape& shape : ssd_shapes()) {
+    SCOPED_TRACE(shape.name);
+    SsdChain parts(shape, DType::f64), c(shape, DType::f64);
+    parts.forward(), c.cumsum();
+    ssd_forward(c.ctx, {.x = c.x,
+                        .B = c.B,
+                        .C = c.C,
+                        .dt = c.dt,
+                        .cum = c.cum,
+                        .D = c.D,
+                        .doc_begin = c.doc_begin,
+                        .initial = c.initial,
+                        .y = c.y,
+                        .final_state = c.final_state,
+                        .chunk = shape.Q});
+    for (int64_t i = 0; i < c.y.numel(); ++i) ASSERT_EQ(c.y.get(i), parts.y.get(i));
+    for (int64_t i = 0; i < c.final_state.numel(); ++i)
+      ASSERT_EQ(c.final_state.get(i), parts.final_state.get(i));
   }
 }
 

@@ -1,6 +1,7 @@
 #include "kernels/chunk_scan/chunk_scan.h"
 
 #include "kernels/chunk_scan/ssd_backward.h"
+#include "kernels/chunk_scan/ssd_forward.h"
 #include "tests/kernels/ssd_chain.h"
 #include "tests/support/gpu_twin.h"
 
@@ -137,6 +138,32 @@ TEST_P(SsdBackwardGpu, AgreesWithCpuInColumns) {
   check_on_gpu([](Side& side) { run_whole_backward(side, GetParam(), 3, true); });
 }
 
+void run_whole_forward(Side& side, const SsdShape& shape, int64_t padding, bool has_ends) {
+  const Inputs in = make_inputs(side, shape, padding);
+  const Dims ends{shape.B, shape.H, shape.P, shape.N};
+  ssd_forward(side.ctx(),
+              {.x = in.x,
+               .B = in.B,
+               .C = in.C,
+               .dt = in.dt,
+               .cum = in.cum,
+               .D = in.D,
+               .doc_begin = in.doc_begin,
+               .initial = has_ends ? side.stat_normal(ends) : TensorView{},
+               .y = side.output("y", in.x.dims, side.dtype(), padding),
+               .final_state = has_ends ? side.output("final", ends, side.stat()) : TensorView{},
+               .chunk = shape.Q});
+}
+
+class SsdForwardGpu : public testing::TestWithParam<SsdShape> {};
+
+TEST_P(SsdForwardGpu, AgreesWithCpu) {
+  check_on_gpu([](Side& side) { run_whole_forward(side, GetParam(), 0, true); });
+}
+TEST_P(SsdForwardGpu, AgreesWithCpuInAlignedColumns) {
+  check_on_gpu([](Side& side) { run_whole_forward(side, GetParam(), 8, false); });
+}
+
 TEST_P(ChunkScanGpu, AgreesWithCpu) {
   check_on_gpu([](Side& side) { run(side, GetParam(), 0); });
 }
@@ -150,6 +177,7 @@ TEST_P(ChunkScanGpu, AgreesWithCpuInColumns) {
 
 INSTANTIATE_TEST_SUITE_P(Small, ChunkScanGpu, testing::ValuesIn(ssd_shapes()), name_of_shape);
 INSTANTIATE_TEST_SUITE_P(Small, SsdBackwardGpu, testing::ValuesIn(ssd_shapes()), name_of_shape);
+INSTANTIATE_TEST_SUITE_P(Small, SsdForwardGpu, testing::ValuesIn(ssd_shapes()), name_of_shape);
 
 // The shapes of tensor cores, and around them.
 std::vector<SsdShape> wide_shapes() {
@@ -201,19 +229,57 @@ std::vector<SsdShape> wide_shapes() {
       {.name = "longer_chunk", .T = 400, .H = 2, .P = 64, .N = 128, .Q = 320, .starts = {{5, 350}}},
       // So many chunks that a block has several heads.
       {.name = "several_heads_a_block",
-       .T = 2117,
-       .H = 14,
-       .G = 2,
+       .T = 539,
+       .H = 12,
        .P = 64,
        .N = 128,
        .Q = 16,
-       .starts = {{700, 1003}},
+       .starts = {{200, 403}},
        .first = -1},
       {.name = "many_heads", .T = 260, .H = 24, .P = 64, .N = 128, .Q = 256, .first = -1},
   };
 }
 INSTANTIATE_TEST_SUITE_P(Wide, ChunkScanGpu, testing::ValuesIn(wide_shapes()), name_of_shape);
 INSTANTIATE_TEST_SUITE_P(Wide, SsdBackwardGpu, testing::ValuesIn(wide_shapes()), name_of_shape);
+
+// So many rows and heads that the forward is one walk.
+std::vector<SsdShape> walk_shapes() {
+  return {
+      {.name = "one_tile", .B = 14, .T = 64, .H = 8, .P = 64, .N = 128, .Q = 64, .first = -1},
+      {.name = "few_tokens", .B = 14, .T = 7, .H = 8, .G = 4, .P = 64, .N = 128, .Q = 190},
+      {.name = "chunks_of_128",
+       .B = 14,
+       .T = 300,
+       .H = 8,
+       .G = 2,
+       .P = 64,
+       .N = 128,
+       .Q = 128,
+       .starts = {{1, 64, 200}, {63, 128, 129, 299}, {256}, {15, 16, 17}},
+       .first = -1},
+      {.name = "chunks_of_256",
+       .B = 7,
+       .T = 340,
+       .H = 16,
+       .P = 64,
+       .N = 128,
+       .Q = 256,
+       .starts = {{}, {65}, {320}},
+       .first = -1,
+       .A_log = -3},
+      {.name = "decays_near_zero",
+       .B = 14,
+       .T = 150,
+       .H = 8,
+       .P = 64,
+       .N = 128,
+       .Q = 128,
+       .starts = {{130}},
+       .first = -1,
+       .A_log = 3},
+  };
+}
+INSTANTIATE_TEST_SUITE_P(Walk, SsdForwardGpu, testing::ValuesIn(walk_shapes()), name_of_shape);
 
 }  // namespace
 }  // namespace sluice::test

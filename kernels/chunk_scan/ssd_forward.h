@@ -1,0 +1,25 @@
+// The forward of Mamba-2's SSD over whole rows: entering_states and chunk_scan_forward, in one walk
+// with the state in registers where the device gains by it. For whoever knows the state that enters
+// the row; where that depends on other ranks' tokens, the operators are called one by one.
+#pragma once
+
+#include "kernels/core/context.h"
+
+namespace sluice {
+
+struct SsdForward {
+  ConstTensorView x = {};          // (B, T, H, P), a slice
+  ConstTensorView B = {};          // (B, T, G, N), a slice
+  ConstTensorView C = {};          // (B, T, G, N), a slice
+  ConstTensorView dt = {};         // (B, T, H)
+  ConstTensorView cum = {};        // (B, T, H)
+  ConstTensorView D = {};          // (H)
+  ConstTensorView doc_begin = {};  // (B, T) i32, local
+  ConstTensorView initial = {};    // (B, H, P, N) statistics, optional; absent: 0
+  TensorView y = {};               // (B, T, H, P)
+  TensorView final_state = {};     // (B, H, P, N) statistics, optional
+  int64_t chunk = 0;               // Q, of cum
+};
+void ssd_forward(const Context& ctx, const SsdForward& args);
+
+}  // namespace sluice
