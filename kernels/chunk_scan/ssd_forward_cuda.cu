@@ -103,65 +103,47 @@ struct Copies {
   }
 };
 
-// A warp's 16 tokens t of a tile. Where all of them see all tokens of an earlier strip, a decay is
-// a product of two factors, one of t and one of s, both at most 1. (Rows beyond the row's end may
-// come out as anything: nobody reads them.)
+// A warp's 16 tokens t of a tile. (Rows beyond the row's end may come out as anything: nobody reads
+// them.)
 struct Strip {
   int index;
-  int last_first;     // the first token of the tile that its last one sees
-  float before;       // cum ahead of it, in powers of 2
-  float cum[2];       // of this lane's two rows
-  float early[2];     // the decay from there to them
+  float cum[2];       // of this lane's two rows, in powers of 2
   float entering[2];  // e, 0 where the state is not seen
-  int first[2];
+  int first[2];       // the first token of the tile that they see, -1: the state too
 
-  __device__ Strip(const Room::Steps& steps, const int* doc_begin, int64_t begin, int size,
-                   int index)
-      : index(index), last_first(seen(doc_begin[min(index * kStrip + kStrip, size) - 1], begin)) {
-    const float start = steps.before * kLog2e;
-    before = index > 0 ? steps.cum[index * kStrip - 1] * kLog2e : start;
+  __device__ Strip(const Room::Steps& steps, const int* doc_begin, int64_t begin, int index)
+      : index(index) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       cum[half] = steps.cum[row(half)] * kLog2e;
       first[half] = seen(doc_begin[row(half)], begin);
-      early[half] = exp2_approx(cum[half] - before);
-      entering[half] = first[half] < 0 ? exp2_approx(cum[half] - start) : 0.0f;
+      entering[half] = first[half] < 0 ? exp2_approx(cum[half] - steps.before * kLog2e) : 0.0f;
     }
   }
-  // -1: the state too
   __device__ static int seen(int doc_begin, int64_t begin) {
     return int(max(int64_t(-1), doc_begin - begin));
   }
   __device__ int row(int half) const { return index * kStrip + Accumulator::row(2 * half); }
 
-  // Of the scores with strip j, two tiles of 8 tokens s.
+  // Of the scores with strip j, two tiles of 8 tokens s. Strips after its own have weights of 0, as
+  // a branch would keep the compiler from mixing strips' chains.
   __device__ FragmentA weigh(const Room::Steps& steps, int j,
                              const Accumulator (&scores)[kTile / kMmaN]) const {
     FragmentA a;
-    const bool far = j < index && last_first <= j * kStrip;
 #pragma unroll
     for (int column = 0; column < 2; ++column) {
       const int s = j * kStrip + Accumulator::column(0) + column * kMmaN;
       const float2 cum_s = *reinterpret_cast<const float2*>(steps.cum + s);
       const float2 dt = *reinterpret_cast<const float2*>(steps.dt + s);
       const float* const score = scores[2 * j + column].values;
-      if (far) {
-        const float2 late = {exp2_approx(before - cum_s.x * kLog2e) * dt.x,
-                             exp2_approx(before - cum_s.y * kLog2e) * dt.y};
 #pragma unroll
-        for (int half = 0; half < 2; ++half)
-          a.words[2 * column + half] = pack_bf16(score[2 * half] * late.x * early[half],
-                                                 score[2 * half + 1] * late.y * early[half]);
-      } else {
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          const int t = row(half), from = first[half];
-          const float left = exp2_approx(cum[half] - cum_s.x * kLog2e) * dt.x;
-          const float right = exp2_approx(cum[half] - cum_s.y * kLog2e) * dt.y;
-          a.words[2 * column + half] =
-              pack_bf16(s <= t && s >= from ? score[2 * half] * left : 0.0f,
-                        s + 1 <= t && s + 1 >= from ? score[2 * half + 1] * right : 0.0f);
-        }
+      for (int half = 0; half < 2; ++half) {
+        const int t = row(half), from = first[half];
+        const float left = exp2_approx(cum[half] - cum_s.x * kLog2e) * dt.x;
+        const float right = exp2_approx(cum[half] - cum_s.y * kLog2e) * dt.y;
+        a.words[2 * column + half] =
+            pack_bf16(s <= t && s >= from ? score[2 * half] * left : 0.0f,
+                      s + 1 <= t && s + 1 >= from ? score[2 * half + 1] * right : 0.0f);
       }
     }
     return a;
@@ -211,17 +193,14 @@ struct WalkBlock {
     multiply_rows(sum, C, 0, State{room.state[group]});
     end_sums();
     const int last_first = Strip::seen(doc_begin[size - 1], begin);
-    const Strip strip(steps, doc_begin, begin, size, warp);
+    const Strip strip(steps, doc_begin, begin, warp);
     FragmentA added[kTile / kMmaK];
     load_weighted(added, x, steps, size - 1, last_first);
     wait_sums<0>(scores);
     wait_sums<0>(sum);
     FragmentA weights[kTile / kMmaK];
 #pragma unroll
-    for (int j = 0; j < kTile / kStrip; ++j) {
-      weights[j] = FragmentA{};
-      if (j <= warp) weights[j] = strip.weigh(steps, j, scores);
-    }
+    for (int j = 0; j < kTile / kStrip; ++j) weights[j] = strip.weigh(steps, j, scores);
 #pragma unroll
     for (Accumulator& part : sum) {
 #pragma unroll
