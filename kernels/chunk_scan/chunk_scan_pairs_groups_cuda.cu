@@ -8,7 +8,9 @@
 //
 // A block has a chunk, and each of its two warpgroups every second head, without waiting for the
 // other: in 64 x 64 blocks of pairs, transposed, (s, t) = (0, 0), (0, 1), (1, 1). A warp has 16
-// tokens s of each. dS is in registers, of each warpgroup's heads: 96 a thread.
+// tokens s of each. dS is in registers, of each warpgroup's heads: 96 a thread. (Without branches
+// between squares, for the sake of more chains at once, registers spill, and it is 1.7 times as
+// slow.)
 #include "kernels/chunk_scan/chunk_scan_pairs.cuh"
 #include "kernels/device/panel_tile.cuh"
 
@@ -50,11 +52,13 @@ static_assert(sizeof(Room::heads) / kGroups == 2 * kChunk * kState * sizeof(Bf16
 // A warp's 16 tokens s in work.
 struct PairsStrip {
   int index;                     // of the chunk's strips
+  bool plain;                    // no document begins after its first token
   float middle;                  // cum at its last token, in powers of 2
   float cum[2], dt[2], late[2];  // of this lane's two rows; late: the decay to the last token
   float ddt[2] = {0, 0};
 
-  __device__ PairsStrip(const Room::Steps& steps, int size, int index) : index(index) {
+  __device__ PairsStrip(const Room::Steps& steps, const int* first, int size, int index)
+      : index(index), plain(first[size - 1] <= index * kStrip) {
     middle = steps.cum[min(index * kStrip + kStrip, size) - 1] * kLog2e;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -118,37 +122,37 @@ struct PairsBlock {
     __syncthreads();
   }
 
-  // What the products of square (i, strip) are weighed by: adds w dt g to dS; the result is S w (to
-  // be multiplied by dt) as the left operand of dx. Beyond the chunk's tokens all products are 0:
-  // decays there need only be finite. kDiagonal: of a block at the diagonal, where squares above it
-  // count too, with decays of 0, as a branch would keep the compiler from mixing squares' chains.
-  template <bool kPlain, bool kDiagonal>
+  // What the products g of square (i, strip) are weighed by: adds w dt g to dS; the result is S w
+  // (to be multiplied by dt) as the left operand of dx. Beyond the chunk's tokens all products are
+  // 0: decays there need only be finite.
   __device__ __forceinline__ FragmentA weigh(PairsStrip& strip, const Room::Steps& steps, int i,
                                              bool first, const Accumulator (&all)[kSide / kMmaN],
-                                             Accumulator (&sums)[kSide / kMmaN]) {
+                                             Accumulator (&sums)[kSide / kMmaN], float& dD) {
     const int own = i % kGroupWarps * 2;  // the square's first tile
-    const int below = kDiagonal ? max(i, strip.index) : i;
-    FragmentA a = load_square(room.scores, square_of(below, strip.index));
+    FragmentA a = load_square(room.scores, square_of(i, strip.index));
     float w[2][4];  // of tile and value
     const int t0 = i * kStrip + Accumulator::column(0);
+    if (strip.plain && i > strip.index) {
 #pragma unroll
-    for (int tile = 0; tile < 2; ++tile) {
-      const float2 cum = *reinterpret_cast<const float2*>(steps.cum + t0 + tile * kMmaN);
-      if constexpr (kPlain && !kDiagonal) {
+      for (int tile = 0; tile < 2; ++tile) {
+        const float2 cum = *reinterpret_cast<const float2*>(steps.cum + t0 + tile * kMmaN);
         const float early[2] = {exp2_approx(fminf(cum.x * kLog2e - strip.middle, 0.0f)),
                                 exp2_approx(fminf(cum.y * kLog2e - strip.middle, 0.0f))};
 #pragma unroll
         for (int v = 0; v < 4; ++v) w[tile][v] = early[v % 2] * strip.late[v / 2];
-      } else {
-        int2 seen = {0, 0};
-        if constexpr (!kPlain)
-          seen = *reinterpret_cast<const int2*>(room.first + t0 + tile * kMmaN);
+      }
+    } else {
+#pragma unroll
+      for (int tile = 0; tile < 2; ++tile) {
+        const float2 cum = *reinterpret_cast<const float2*>(steps.cum + t0 + tile * kMmaN);
+        const int2 seen = *reinterpret_cast<const int2*>(room.first + t0 + tile * kMmaN);
 #pragma unroll
         for (int v = 0; v < 4; ++v) {
           const int s = strip.token(v / 2), t = t0 + tile * kMmaN + v % 2;
           const float later = (v % 2 == 0 ? cum.x : cum.y) * kLog2e - strip.cum[v / 2];
-          const bool sees = (!kDiagonal || s <= t) && s >= (v % 2 == 0 ? seen.x : seen.y);
-          w[tile][v] = sees ? exp2_approx(fminf(later, 0.0f)) : 0.0f;
+          const bool sees = s <= t && s >= (v % 2 == 0 ? seen.x : seen.y);
+          w[tile][v] = sees ? exp2_approx(later) : 0.0f;
+          dD += s == t ? all[own + tile].values[v] : 0.0f;
         }
       }
     }
@@ -203,31 +207,14 @@ struct PairsBlock {
     __syncwarp();
   }
 
-  // The products of a block that lie on the diagonal, of the warp's square.
-  __device__ float diagonal(const Accumulator (&g)[kSide / kMmaN]) const {
-    const int lane = threadIdx.x % 32;
-    float sum = 0;
-#pragma unroll
-    for (int j = 0; j < kGroupWarps; ++j) {
-      if (j != warp || lane / 8 != lane % 4) continue;
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const float* const value = &g[2 * j + half].values[2 * half];
-        sum += lane & 4 ? value[1] : value[0];
-      }
-    }
-    return sum;
-  }
-
-  // One head; `dx` is its column of the chunk's first row. kPlain: no document begins in the chunk.
-  template <bool kPlain>
+  // One head; `dx` is its column of the chunk's first row.
   __device__ void pass(Room::Head& head, const Room::Steps& steps, Bf16* dx) {
     const HeadTile x{head.x}, dy{head.dy};
     float dD = 0;
 #pragma unroll
     for (int s_block = 0; s_block < 2; ++s_block) {
       if (s_block * kSide >= place.size) continue;
-      PairsStrip strip(steps, place.size, s_block * kGroupWarps + warp);
+      PairsStrip strip(steps, room.first, place.size, s_block * kGroupWarps + warp);
       Accumulator sum[kHeadTiles];
 #pragma unroll
       for (int t_block = s_block; t_block < 2; ++t_block) {
@@ -241,14 +228,11 @@ struct PairsBlock {
         FragmentA weights[kSide / kMmaK];
 #pragma unroll
         for (int j = 0; j < kSide / kStrip; ++j) {
-          const int i = t_block * kGroupWarps + j;
-          if (s_block == t_block) {
-            weights[j] = weigh<kPlain, true>(strip, steps, i, s_block == 0, g, dS[2 * s_block]);
-          } else {
-            weights[j] = weigh<kPlain, false>(strip, steps, i, s_block == 0, g, dS[1]);
-          }
+          weights[j] = FragmentA{};
+          if (s_block == t_block && j < warp) continue;
+          weights[j] = weigh(strip, steps, t_block * kGroupWarps + j, s_block == 0, g,
+                             dS[s_block + t_block], dD);
         }
-        if (s_block == t_block) dD += diagonal(g);
         if constexpr (kHasWgmma) pin(weights);
         begin_sums(sum);
         add_product<kSide, kHeadDim>(sum, weights, dy_block);
@@ -267,7 +251,8 @@ struct PairsBlock {
     const int t = thread;
     if (t < place.size) {
       float dcum = steps.dcum[t];
-      for (int other = 0; other < kGroupWarps; ++other) dcum += room.later[group][other][t];
+      const int last = min(t / kStrip, kGroupWarps - 1);
+      for (int other = 0; other <= last; ++other) dcum += room.later[group][other][t];
       to.ddt.row(place.row0 + t)[head] = room.ddt[group][t];
       to.dcum.row(place.row0 + t)[head] = dcum - steps.dt[t] * room.ddt[group][t];
     }
@@ -356,27 +341,19 @@ __global__ void __launch_bounds__(kThreads, 1)
     if (token == 0) copy_async_4(&steps.D, in.D + head);
     commit_copies();
   };
-  const auto walk = [&]<bool kPlain>() {
-    int stage = 0;
-    if (heads.begin + group < heads.end) fetch(heads.begin + group, stage);
+  int stage = 0;
+  if (heads.begin + group < heads.end) fetch(heads.begin + group, stage);
 #pragma unroll 1
-    for (int head = heads.begin + group; head < heads.end; head += kGroups) {
-      wait_copies<0>();
-      if constexpr (kHasWgmma) fence_shared_for_wgmma();
-      warpgroup_barrier(group);
-      if (head + kGroups < heads.end) fetch(head + kGroups, stage ^ 1);
-      const Room::Steps& steps = room.steps[group][stage];
-      block.pass<kPlain>(room.heads[group][stage], steps,
-                         to.dx.row(place.row0) + int64_t(head) * kHeadDim);
-      warpgroup_barrier(group);
-      block.sum_warps(steps, head, to.partial_dD.row(chunk_row));
-      stage ^= 1;
-    }
-  };
-  if (room.first[place.size - 1] <= 0) {
-    walk.template operator()<true>();
-  } else {
-    walk.template operator()<false>();
+  for (int head = heads.begin + group; head < heads.end; head += kGroups) {
+    wait_copies<0>();
+    if constexpr (kHasWgmma) fence_shared_for_wgmma();
+    warpgroup_barrier(group);
+    if (head + kGroups < heads.end) fetch(head + kGroups, stage ^ 1);
+    const Room::Steps& steps = room.steps[group][stage];
+    block.pass(room.heads[group][stage], steps, to.dx.row(place.row0) + int64_t(head) * kHeadDim);
+    warpgroup_barrier(group);
+    block.sum_warps(steps, head, to.partial_dD.row(chunk_row));
+    stage ^= 1;
   }
   block.finish(in, heads.group, split);
 }

@@ -251,8 +251,8 @@ __global__ void __launch_bounds__(kThreads, 1) walk_kernel(const Arrays args) {
   WalkBlock block{room};
   const int group = block.group;
   const Task task = Task::of(in, group);
-  const int64_t place = int64_t(task.head) * kP * kN;
-  if (args.initial.data != nullptr) block.state.load(args.initial.row(task.b) + place, kN);
+  const int64_t state_row = task.b * in.heads + task.head;
+  if (args.initial.data != nullptr) block.state.load(args.initial.row(state_row), kN);
   block.state.store(State{room.state[group]});
   const float D = in.D[task.head];
   Bf16* const y = args.y.row(task.b * in.tokens) + int64_t(task.head) * kP;
@@ -275,7 +275,7 @@ __global__ void __launch_bounds__(kThreads, 1) walk_kernel(const Arrays args) {
     stage = (stage + 1) % kStages;
   }
   if (args.final_state.data != nullptr)
-    block.state.store(args.final_state.row(task.b) + place, int64_t(kN));
+    block.state.store(args.final_state.row(state_row), int64_t(kN));
 }
 
 }  // namespace

@@ -16,7 +16,7 @@ inline bool ssd_forward_fits(const SsdForward& args) {
   const int64_t T = args.x.dim(1), H = args.x.dim(2), G = args.B.dim(2);
   const int64_t blocks = args.x.dim(0) * H / kWalkHeads;
   const int64_t rounds = num_chunks(blocks, kMultiprocessors);
-  constexpr int64_t kEnough = 52;  // blocks of a round, where the walk is as fast as the two parts
+  constexpr int64_t kEnough = 93;  // blocks of a round, where the walk is as fast as the two parts
   return tensor_cores_take(args.x, args.B, args.chunk) && args.B.dim(3) == 128 &&
          (args.chunk % kWalkTile == 0 || args.chunk >= T) && H / G % kWalkHeads == 0 &&
          blocks > rounds * kEnough &&
