@@ -21,14 +21,18 @@ template <class... Parameters, class... Args>
 void launch(const Context& ctx, const char* name, const Grid& grid, void (*kernel)(Parameters...),
             Args&&... args) {
   if (grid.blocks.x == 0) return;
-  constexpr size_t kDefaultShared = 48 << 10;
-  if (grid.shared_bytes > kDefaultShared) {
-    CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                    int(grid.shared_bytes)));
+  // A block has 48 KiB without asking for more. What a kernel declares itself counts too, and is
+  // not known here.
+  if (grid.shared_bytes > 0) {
+    cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                         int(grid.shared_bytes));
   }
-  kernel<<<grid.blocks, grid.threads, grid.shared_bytes, stream_of(ctx)>>>(
-      Parameters(std::forward<Args>(args))...);
-  const cudaError_t status = cudaGetLastError();
+  cudaError_t status = cudaGetLastError();
+  if (status == cudaSuccess) {
+    kernel<<<grid.blocks, grid.threads, grid.shared_bytes, stream_of(ctx)>>>(
+        Parameters(std::forward<Args>(args))...);
+    status = cudaGetLastError();
+  }
   if (status != cudaSuccess) {
     throw Error(ExitCode::bug,
                 concat(name, ": ", cudaGetErrorString(status), " at a launch of ", grid.blocks.x,
