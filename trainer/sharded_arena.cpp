@@ -10,8 +10,8 @@ namespace {
 
 // Below that a message's latency is more than its transfer.
 constexpr int64_t kMinShardBytes = int64_t{1} << 20;
-// About the gradients of one branch of a 1.3B model. Over two ranks 0.16 ms at 330 GB/s: many times
-// what starting a message takes.
+// About the gradients of one branch of a 1.3B model. Over two H200 0.24 ms: many times the 0.015 ms
+// that starting a message takes.
 constexpr int64_t kGpuBucketBytes = int64_t{100} << 20;
 
 Communicator& dense_ranks(const Mesh& mesh) { return mesh.joined({Axis::dp, Axis::cp}); }
