@@ -126,16 +126,19 @@ void run_whole_backward(Side& side, const SsdShape& shape, int64_t padding, bool
                 .chunk = shape.Q});
 }
 
+// One by one, the operators hold two sets of states in scratch.
+constexpr GpuBounds kBackwardBounds{.arena_bytes = size_t{20} << 20};
+
 class SsdBackwardGpu : public testing::TestWithParam<SsdShape> {};
 
 TEST_P(SsdBackwardGpu, AgreesWithCpu) {
-  check_on_gpu([](Side& side) { run_whole_backward(side, GetParam(), 0, true); });
+  check_on_gpu([](Side& side) { run_whole_backward(side, GetParam(), 0, true); }, kBackwardBounds);
 }
 TEST_P(SsdBackwardGpu, AgreesWithCpuInAlignedColumns) {
-  check_on_gpu([](Side& side) { run_whole_backward(side, GetParam(), 8, false); });
+  check_on_gpu([](Side& side) { run_whole_backward(side, GetParam(), 8, false); }, kBackwardBounds);
 }
 TEST_P(SsdBackwardGpu, AgreesWithCpuInColumns) {
-  check_on_gpu([](Side& side) { run_whole_backward(side, GetParam(), 3, true); });
+  check_on_gpu([](Side& side) { run_whole_backward(side, GetParam(), 3, true); }, kBackwardBounds);
 }
 
 void run_whole_forward(Side& side, const SsdShape& shape, int64_t padding, bool has_ends) {
