@@ -41,11 +41,16 @@ LoadedModel move_model(LoadedModel loaded, Device device, DType dtype) {
   auto store = std::make_unique<ParameterStore>(dtype, device);
   auto model = std::make_unique<Model>(loaded.model->config(), *store);
   store->freeze();
-  const TensorView from = loaded.store->values(), to = store->values();
-  SLUICE_CHECK(from.dims == to.dims && from.dtype == to.dtype && from.device.is_cpu(),
-               "a model of ", to_string(from.dims), " moves to one of ", to_string(to.dims));
   const OwnedStream stream(device);
-  copy_bytes(to.data, device, from.data, kCpu, from.numel() * size_of(from.dtype), stream);
+  // One by one: stores of different dtypes lay their parameters out differently.
+  for (int32_t i = 0; i < int32_t(store->parameters().size()); ++i) {
+    const TensorView from = loaded.store->view(loaded.store->values(), {i});
+    const TensorView to = store->view(store->values(), {i});
+    SLUICE_CHECK(from.dims == to.dims && from.dtype == to.dtype && from.device.is_cpu(),
+                 store->parameter({i}).name, " of ", to_string(from.dims), " moves to one of ",
+                 to_string(to.dims));
+    copy_bytes(to.data, device, from.data, kCpu, from.numel() * size_of(from.dtype), stream);
+  }
   store->round_values(stream);
   Stream(stream).sync();
   loaded.store = std::move(store);

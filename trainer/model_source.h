@@ -23,7 +23,7 @@ struct LoadedModel {
 // for one that cannot be read.
 LoadedModel load_model(const std::string& path, DType dtype = DType::f32);
 
-// The same model on another device, and in bf16 if asked for. `loaded` must be in f32.
+// The same model on another device, and in bf16 if asked for. `loaded` must be in f32, on the CPU.
 LoadedModel move_model(LoadedModel loaded, Device device, DType dtype);
 
 // Each parameter whole, under sluice's own name.

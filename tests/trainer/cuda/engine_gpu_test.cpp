@@ -88,7 +88,8 @@ TEST(EngineGpu, StagedBatchesChangeNoBit) {
   }
 }
 
-// What is allocated is what was planned, before and after steps: to 5 %.
+// What is allocated is what was planned, before and after steps: to 5 %. A card shows what all
+// programs use of it, so one whose free memory is not in the end what it was tells nothing.
 TEST(EngineGpu, TakesTheMemoryThatIsPlanned) {
   if (num_cuda_devices() == 0) GTEST_SKIP() << "no GPU";
   Config config = small_config("M-M*M-M*");
@@ -109,12 +110,17 @@ TEST(EngineGpu, TakesTheMemoryThatIsPlanned) {
   config.train.global_batch = 8;
   const double plan = double(make_plan(config, 1).memory());
   const double free = double(free_memory_of(kGpu));
-  EngineOn engine(config, DType::bf16, kGpu);
-  const double at_start = free - double(free_memory_of(kGpu));
-  for (int step = 0; step < 3; ++step) engine.step(true);
-  const double after = free - double(free_memory_of(kGpu));
+  double at_start = 0, after = 0;
+  {
+    EngineOn engine(config, DType::bf16, kGpu);
+    at_start = free - double(free_memory_of(kGpu));
+    for (int step = 0; step < 3; ++step) engine.step(true);
+    after = free - double(free_memory_of(kGpu));
+  }
+  const double left = std::fabs(free - double(free_memory_of(kGpu)));
   std::printf("memory: plan %.3f GiB, device %.3f GiB, after three steps %.3f GiB\n",
               plan / double(1 << 30), at_start / double(1 << 30), after / double(1 << 30));
+  if (left > 0.01 * plan) GTEST_SKIP() << "another program uses the GPU";
   EXPECT_NEAR(at_start / plan, 1, 0.05);
   EXPECT_NEAR(after / plan, 1, 0.05);
 }

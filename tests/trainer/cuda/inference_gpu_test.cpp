@@ -2,7 +2,7 @@
 #include <gtest/gtest.h>
 
 #include "data/tokenizer.h"
-#include "kernels/core/device_memory.h"
+#include "kernels/core/host_copy.h"
 #include "parallel/self_communicator.h"
 #include "tests/support/tiny_run.h"
 #include "trainer/evaluation.h"
@@ -15,14 +15,14 @@ namespace {
 
 constexpr Device kGpu{Device::Kind::cuda, 0};
 
-LoadedModel new_model(const ModelConfig& config, Device device) {
+LoadedModel new_model(const ModelConfig& config, Device device, DType dtype = DType::f32) {
   LoadedModel loaded;
   loaded.config = config;
   loaded.store = std::make_unique<ParameterStore>(DType::f32);
   loaded.model = std::make_unique<Model>(config, *loaded.store);
   loaded.store->freeze();
   loaded.store->initialise(4);
-  return move_model(std::move(loaded), device, DType::f32);
+  return move_model(std::move(loaded), device, dtype);
 }
 
 std::vector<int32_t> text_of(const LoadedModel& loaded, const GenerationOptions& options) {
@@ -71,6 +71,29 @@ TEST_P(InferenceGpu, FindsTheLossOfTheCpu) {
   EXPECT_EQ(got.targets, expected.targets);
   EXPECT_NEAR(got.loss / expected.loss, 1, 1e-6);
   EXPECT_NEAR(got.bits_per_byte / expected.bits_per_byte, 1, 1e-6);
+}
+
+// Rounded parameters are those that were loaded, each in its own place.
+TEST_P(InferenceGpu, FindsTheLossOfTheCpuInBf16) {
+  if (num_cuda_devices() == 0) GTEST_SKIP() << "no GPU";
+  const TinyRun run(GetParam());
+  const std::string store = run.folder.path() + "/valid.h5";
+  const LoadedModel cpu = new_model(run.config.model, kCpu);
+  const LoadedModel gpu = new_model(run.config.model, kGpu, DType::bf16);
+  const OwnedStream stream(kGpu);
+  for (int32_t i = 0; i < int32_t(gpu.store->parameters().size()); ++i) {
+    const TensorView expected = cpu.store->value({i});
+    const HostCopy master(gpu.store->view(gpu.store->values(), {i}), stream);
+    const HostCopy read(gpu.store->value({i}), stream);
+    const bool rounded = read.view().dtype == DType::bf16;
+    for (int64_t k = 0; k < expected.numel(); ++k) {
+      const float value = expected.as<float>()[k];
+      ASSERT_EQ(master.view().as<float>()[k], value) << gpu.store->parameter({i}).name;
+      const float found = rounded ? float(read.view().as<bf16>()[k]) : read.view().as<float>()[k];
+      ASSERT_EQ(found, rounded ? float(bf16(value)) : value);
+    }
+  }
+  EXPECT_NEAR(loss_of(gpu, store).loss / loss_of(cpu, store).loss, 1, 1e-3);
 }
 
 INSTANTIATE_TEST_SUITE_P(Stacks, InferenceGpu, testing::Values("M-", "S-", "*-", "ME*-S"),
