@@ -102,7 +102,7 @@ __device__ inline int take_largest(const float* values, int* open, int count) {
       best = other, at = other_at;
   }
   at = __shfl_sync(kFullWarp, at, 0);  // beside NaN the lanes may disagree
-  __syncwarp();  // all have read `open`: shuffles do not order memory
+  __syncwarp();                        // all have read `open`: shuffles do not order memory
   if (lane_index() == 0) open[at] = 0;
   __syncwarp();
   return at;
