@@ -2,7 +2,6 @@
 # user may be root. See launch/README.md.
 export OMPI_MCA_mpi_yield_when_idle=1
 export OMPI_MCA_rmaps_base_oversubscribe=1
-export OMPI_MCA_btl_vader_single_copy_mechanism=none
 export OMP_WAIT_POLICY=passive
 # Open MPI gives each of two ranks one core: where there are more, they would lie idle.
 [ "$(nproc)" -le 2 ] || export OMPI_MCA_hwloc_base_binding_policy=none

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "parallel/host_communicator.h"
+#include "parallel/single_copy.h"
 #include "parallel/worker.h"
 
 #define MPI_CHECK(call)                                           \
@@ -244,6 +245,7 @@ void MpiCommunicator::shutdown() {
 
 void init_mpi(const Launcher& launcher, int& rank, int& size) {
   int threads = 0;
+  choose_copies();
   MPI_CHECK(MPI_Init_thread(nullptr, nullptr, MPI_THREAD_SERIALIZED, &threads));
   MPI_CHECK(MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN));
   MPI_CHECK(MPI_Comm_rank(MPI_COMM_WORLD, &rank));
