@@ -50,6 +50,11 @@ class Scale(unittest.TestCase):
         self.assertEqual(len(result.stdout.splitlines()) - head, len(rows) + 2)
         self.assertIn("all exact", result.stdout.splitlines()[-1])
 
+    def test_eight_ranks(self):
+        with tempfile.TemporaryDirectory() as folder:
+            result = scale("--ranks", "8", "losses", "ep", cwd=folder)
+        self.assertEqual(result.returncode, 0, result.stdout + result.stderr)
+
     def test_what_cannot_be_is_refused(self):
         for arguments in (["--ranks", "3"], ["speed"]):
             result = scale(*arguments)
