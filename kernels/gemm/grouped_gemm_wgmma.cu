@@ -230,8 +230,15 @@ __device__ void consume(uint8_t* stages, Barriers& barriers, const typename K::T
 
 #endif  // __CUDA_ARCH_FEAT_SM90_ALL
 
+// What a block may have at most: the host learns from it whether the code that was loaded is whole.
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+constexpr int kMaxThreads = kThreads;
+#else
+constexpr int kMaxThreads = kWarp;
+#endif
+
 template <class K>
-__global__ void __launch_bounds__(kThreads, 1)
+__global__ void __launch_bounds__(kMaxThreads, 1)
     grouped_wgmma_kernel(const __grid_constant__ CUtensorMap a,
                          const __grid_constant__ CUtensorMap b,
                          const __grid_constant__ GroupedProduct p,
@@ -257,8 +264,6 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
   __syncwarp();
   cluster_barrier();  // the other block may still write here, or arrive
-#else
-  __trap();  // the host asks for this on compute capability 9.0 alone: build for sm_90a
 #endif
 }
 
@@ -327,9 +332,16 @@ void launch_rows(const Context& ctx, const char* name, const GroupedProduct& p,
   }
 }
 
-bool fits(int64_t M, int64_t N, int64_t K) {
-  return M > 0 && N > 0 && K > 0 && attribute_of_device(cudaDevAttrComputeCapabilityMajor) == 9;
+// A GPU of compute capability 9.0 may have loaded code for an older one, or for any of 9.0: built
+// for those, the kernels are empty, and a block of theirs cannot have kThreads.
+bool is_whole() {
+  cudaFuncAttributes attributes;
+  CUDA_CHECK(cudaFuncGetAttributes(
+      &attributes, grouped_wgmma_kernel<Kind<GroupedForm::rows_nk, GroupedResult::plain, 1>>));
+  return attributes.maxThreadsPerBlock >= kThreads;
 }
+
+bool fits(int64_t M, int64_t N, int64_t K) { return M > 0 && N > 0 && K > 0 && is_whole(); }
 
 }  // namespace
 
