@@ -16,18 +16,26 @@ DeviceChoice parse_device(const std::string& word) {
 }
 
 Device choose_device(DeviceChoice choice, Precision precision, const LocalRank& local) {
-  const int gpus = choice == DeviceChoice::cpu ? 0 : num_cuda_devices();
-  if (choice == DeviceChoice::cuda && gpus == 0) {
-    throw UsageError(fmt::format("device: cuda, but {}; or set device: cpu", why_no_cuda_device()));
+  FoundGpus gpus;
+  if (choice != DeviceChoice::cpu) gpus.count = num_cuda_devices();
+  if (choice != DeviceChoice::cpu && gpus.count == 0) gpus.why_none = why_no_cuda_device();
+  return choose_device(choice, precision, local, gpus);
+}
+
+Device choose_device(DeviceChoice choice, Precision precision, const LocalRank& local,
+                     const FoundGpus& gpus) {
+  if (choice == DeviceChoice::cuda && gpus.count == 0)
+    throw UsageError(fmt::format("device: cuda, but {}; or set device: cpu", gpus.why_none));
+  const bool on_cpu = choice == DeviceChoice::cpu || gpus.count == 0;
+  if (on_cpu && precision == Precision::bf16) {
+    throw UsageError(fmt::format("precision: bf16 needs a GPU, but {}; or set precision: f32",
+                                 choice == DeviceChoice::cpu ? "device is cpu" : gpus.why_none));
   }
-  if (gpus == 0 && precision == Precision::bf16) {
-    throw UsageError("precision: bf16 on the CPU needs a build with oneDNN: set precision: f32");
-  }
-  if (gpus == 0) return kCpu;
-  if (local.size > gpus) {
+  if (on_cpu) return kCpu;
+  if (local.size > gpus.count) {
     throw UsageError(
         fmt::format("{} ranks on this host, which has {} GPU{}: start {} here, or set device: cpu",
-                    local.size, gpus, gpus == 1 ? "" : "s", gpus));
+                    local.size, gpus.count, gpus.count == 1 ? "" : "s", gpus.count));
   }
   return {Device::Kind::cuda, int8_t(local.rank)};
 }

@@ -17,8 +17,15 @@ struct LocalRank {
   int rank = 0;
   int size = 1;
 };
+// Of this host; why there are none, if so.
+struct FoundGpus {
+  int count = 0;
+  std::string why_none = {};
+};
 // Throws UsageError where the choice cannot be met, or cannot compute in `precision`.
 Device choose_device(DeviceChoice choice, Precision precision, const LocalRank& local = {});
+Device choose_device(DeviceChoice choice, Precision precision, const LocalRank& local,
+                     const FoundGpus& gpus);
 
 // The ranks of `world`, as communicators in the memory of `place`. On the CPU that is `world`
 // itself.

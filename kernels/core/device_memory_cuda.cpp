@@ -1,5 +1,6 @@
 // A build with CUDA: the host and any number of GPUs.
 #include "kernels/core/cuda_check.h"
+#include "kernels/core/cuda_state.h"
 #include "kernels/core/device_memory.h"
 #include "kernels/core/host_memory.h"
 
@@ -22,18 +23,14 @@ int num_cuda_devices() {
 }
 
 std::string why_no_cuda_device() {
-  int count = 0, driver = 0;
+  int count = 0;
+  CudaState state{.build = CUDART_VERSION};
   const cudaError_t status = cudaGetDeviceCount(&count);
-  const bool known = cudaDriverGetVersion(&driver) == cudaSuccess && driver > 0;
-  const auto name = [](int version) { return concat(version / 1000, ".", version % 1000 / 10); };
-  if (status == cudaErrorInsufficientDriver && known) {
-    return concat("the GPU driver supports CUDA up to ", name(driver), ", this build has ",
-                  name(CUDART_VERSION), ": update the driver, or build with an older CUDA");
-  }
-  if (!known) return "no GPU driver is installed: see nvidia-smi";
+  if (cudaDriverGetVersion(&state.driver) != cudaSuccess) state.driver = 0;
+  state.driver_is_old = status == cudaErrorInsufficientDriver;
   if (status != cudaSuccess && status != cudaErrorNoDevice)
-    return concat("GPUs cannot be used: ", cudaGetErrorString(status), ": see nvidia-smi");
-  return "no GPU is found: see nvidia-smi and CUDA_VISIBLE_DEVICES";
+    state.error = cudaGetErrorString(status);
+  return why_no_cuda_device(state);
 }
 
 std::string cuda_version() {
@@ -64,6 +61,7 @@ void* allocate_bytes(size_t bytes, Device device) {
   void* data = nullptr;
   const cudaError_t status = cudaMalloc(&data, bytes);
   if (status == cudaErrorMemoryAllocation) {
+    cudaGetLastError();  // told here, and not by the next launch
     size_t free = 0, total = 0;
     CUDA_CHECK(cudaMemGetInfo(&free, &total));
     throw IoError(concat("cannot allocate ", bytes, " bytes on GPU ", int(device.index), ": ", free,

@@ -6,6 +6,7 @@
 #include <set>
 
 #include "kernels/core/arena.h"
+#include "kernels/core/cuda_state.h"
 #include "kernels/core/dispatch.h"
 #include "kernels/core/fast_math.h"
 #include "kernels/core/rng.h"
@@ -31,6 +32,18 @@ TEST(Philox, CounterIsIndexAndStream) {
   const RngKey key{.seed = 0x299f31d0a4093822, .stream = 0x0370734413198a2e};
   EXPECT_EQ(random_bits(key, 0x85a308d3243f6a88),
             (Words4{0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1}));
+}
+
+TEST(CudaState, TellsWhyThereIsNoGpu) {
+  const auto said = [](const CudaState& state, const char* part) {
+    return why_no_cuda_device(state).find(part) != std::string::npos;
+  };
+  const CudaState old{.build = 13000, .driver = 12080, .driver_is_old = true, .error = "old"};
+  EXPECT_TRUE(said(old, "driver supports CUDA up to 12.8, this build has 13.0"));
+  EXPECT_TRUE(said(old, "update the driver, or build with an older CUDA"));
+  EXPECT_TRUE(said({.build = 13000, .driver_is_old = true}, "no GPU driver is installed"));
+  EXPECT_TRUE(said({.build = 13000, .driver = 13000}, "no GPU is found"));
+  EXPECT_TRUE(said({.build = 13000, .driver = 13010, .error = "broken"}, "cannot be used: broken"));
 }
 
 TEST(Random, HashOfNames) {  // FNV-1a's published test values

@@ -97,12 +97,24 @@ int run(int argc, char** argv) {
                 num_cuda_devices(), nccl_version().c_str());
   } else {
     run_or_abort(world, [&] {
+      const auto asked_for = [&](const char* mode) {
+        return argc == 2 && std::strcmp(argv[1], mode) == 0;
+      };
+      // An interface that is not there.
+      if (asked_for("cannot-start") && world.comm->rank() == 1)
+        setenv("NCCL_SOCKET_IFNAME", "none", /*overwrite=*/1);
       if (world.comm->size() > 1) {
         device_world = make_nccl_communicator(*world.comm, {.device = world.local_rank});
       }
-      const bool rates = argc == 2 && std::strcmp(argv[1], "rates") == 0;
-      if (rates && device_world) print_rates();
-      code = rates ? 0 : run_suites(argc, argv, world);
+      if (asked_for("rates")) {
+        if (device_world) print_rates();
+        code = 0;
+      } else if (asked_for("cannot-start")) {
+        if (device_world) device_world->barrier().wait();
+        code = 0;
+      } else {
+        code = run_suites(argc, argv, world);
+      }
       if (device_world) device_world->shutdown();
       device_world.reset();
     });

@@ -51,5 +51,16 @@ TEST_F(LaunchGpu, TooMuchSharedMemoryIsNamed) {
   EXPECT_EQ(side.download(y)[1], 2);
 }
 
+TEST_F(LaunchGpu, TooMuchMemoryIsNamed) {
+  Side side({Device::Kind::cuda, 0}, DType::f32, DType::f32, 1, 1 << 10);
+  const size_t bytes = memory_of(side.ctx().device) + 1;
+  expect_error<IoError>(
+      [&] { allocate_bytes(bytes, side.ctx().device); },
+      {concat(bytes, " bytes on GPU 0"), "are free", "train.micro_batch", "train.recompute"});
+  const TensorView y = side.output("y", {kThreads}, DType::f32);
+  run(side, y, 1 << 10);  // nothing is left of the error
+  EXPECT_EQ(side.download(y)[1], 2);
+}
+
 }  // namespace
 }  // namespace sluice::test
