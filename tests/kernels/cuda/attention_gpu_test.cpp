@@ -170,6 +170,32 @@ INSTANTIATE_TEST_SUITE_P(HeadDim64, AttentionGpu, testing::ValuesIn(masks(64)),
 INSTANTIATE_TEST_SUITE_P(HeadDim128, AttentionGpu, testing::ValuesIn(masks(128)),
                          [](const auto& info) { return std::string(info.param.name); });
 
+// Least work: two tiles of the plain kernels; then, on tensor cores, more tiles of keys and of
+// queries than are in shared memory at a time, and every mask.
+class AttentionGpuLeast : public testing::TestWithParam<AttentionShape> {};
+
+TEST_P(AttentionGpuLeast, AgreesWithCpu) {
+  const bool plain = GetParam().hd < 64;
+  check_on_gpu([](Side& side) { run(side, GetParam()); },
+               {.arena_bytes = size_t{1} << 20, .in_f32 = plain, .least = true});
+}
+
+std::vector<AttentionShape> least_shapes(int64_t hd) {
+  std::vector<AttentionShape> shapes = {
+      {.name = "many_keys", .T = 20, .S = 560, .query_begin = 540, .first = -1},
+      {.name = "many_queries", .T = 300, .S = 20, .Hq = 2, .Hkv = 1},
+      {.name = "masks", .T = 200, .Hq = 2, .window = 70, .starts = {{10, 150}}}};
+  for (AttentionShape& shape : shapes) shape.hd = hd;
+  return shapes;
+}
+INSTANTIATE_TEST_SUITE_P(Plain, AttentionGpuLeast,
+                         testing::Values(AttentionShape{.name = "plain", .T = 70, .hd = 5}),
+                         [](const auto& info) { return std::string(info.param.name); });
+INSTANTIATE_TEST_SUITE_P(HeadDim64, AttentionGpuLeast, testing::ValuesIn(least_shapes(64)),
+                         [](const auto& info) { return std::string(info.param.name); });
+INSTANTIATE_TEST_SUITE_P(HeadDim128, AttentionGpuLeast, testing::ValuesIn(least_shapes(128)),
+                         [](const auto& info) { return std::string(info.param.name); });
+
 // What no query sees has no gradient, and what sees nothing is 0 and weighs nothing.
 TEST(AttentionGpuEdges, NothingSeen) {
   check_on_gpu([](Side& side) {

@@ -284,5 +284,65 @@ std::vector<SsdShape> walk_shapes() {
 }
 INSTANTIATE_TEST_SUITE_P(Walk, SsdForwardGpu, testing::ValuesIn(walk_shapes()), name_of_shape);
 
+// The least work of each kernel: whole chunks; more heads of a block than are in shared memory at a
+// time, which takes as many heads as fill a GPU.
+GpuBounds least(const SsdShape& shape) {
+  return {.arena_bytes = size_t{48} << 20, .in_f32 = shape.P < 64, .least = true};
+}
+
+class ChunkScanGpuLeast : public testing::TestWithParam<SsdShape> {};
+TEST_P(ChunkScanGpuLeast, AgreesWithCpu) {
+  check_on_gpu([](Side& side) { run(side, GetParam(), 8); }, least(GetParam()));
+}
+
+class SsdBackwardGpuLeast : public testing::TestWithParam<SsdShape> {};
+TEST_P(SsdBackwardGpuLeast, AgreesWithCpu) {
+  check_on_gpu([](Side& side) { run_whole_backward(side, GetParam(), 8, true); },
+               least(GetParam()));
+}
+
+class SsdForwardGpuLeast : public testing::TestWithParam<SsdShape> {};
+TEST_P(SsdForwardGpuLeast, AgreesWithCpu) {
+  check_on_gpu([](Side& side) { run_whole_forward(side, GetParam(), 8, true); }, least(GetParam()));
+}
+
+std::vector<SsdShape> least_shapes() {
+  const int64_t P = 64, N = 128, heads = 134;
+  return {
+      {.name = "plain", .T = 5, .H = 2, .P = 3, .N = 4, .Q = 3, .first = -1},
+      {.name = "chunk_of_128",
+       .T = 150,
+       .H = 2,
+       .P = P,
+       .N = N,
+       .Q = 128,
+       .starts = {{37, 140}},
+       .first = -1},
+      {.name = "chunk_of_256", .T = 270, .P = P, .N = N, .Q = 256, .starts = {{90}}, .first = -1},
+      {.name = "heads_of_128_tokens", .T = 64, .H = heads, .P = P, .N = N, .Q = 16, .first = -1},
+      {.name = "heads_of_256_tokens", .B = 2, .T = 20, .H = heads, .P = P, .N = N, .Q = 140},
+  };
+}
+std::vector<SsdShape> least_shapes_of_64_states() {
+  return {{.name = "chunk_of_128", .T = 130, .P = 64, .N = 64, .Q = 128, .first = -1},
+          {.name = "chunk_of_256", .T = 200, .P = 64, .N = 64, .Q = 200, .first = -1}};
+}
+INSTANTIATE_TEST_SUITE_P(Shapes, ChunkScanGpuLeast, testing::ValuesIn(least_shapes()),
+                         name_of_shape);
+INSTANTIATE_TEST_SUITE_P(States64, ChunkScanGpuLeast,
+                         testing::ValuesIn(least_shapes_of_64_states()), name_of_shape);
+INSTANTIATE_TEST_SUITE_P(Shapes, SsdBackwardGpuLeast, testing::ValuesIn(least_shapes()),
+                         name_of_shape);
+INSTANTIATE_TEST_SUITE_P(Walk, SsdForwardGpuLeast,
+                         testing::Values(SsdShape{.name = "walk",
+                                                  .T = 270,
+                                                  .H = 188,
+                                                  .P = 64,
+                                                  .N = 128,
+                                                  .Q = 128,
+                                                  .starts = {{70}},
+                                                  .first = -1}),
+                         name_of_shape);
+
 }  // namespace
 }  // namespace sluice::test

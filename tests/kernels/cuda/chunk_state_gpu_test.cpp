@@ -38,74 +38,73 @@ Steps steps(Side& side, const Shape& shape, const Tensor& doc_begin) {
   return {side.values(dims, side.stat(), dt), side.values(dims, side.stat(), cum)};
 }
 
-class ChunkStateGpu : public testing::TestWithParam<Shape> {};
-
-TEST_P(ChunkStateGpu, AgreesWithCpu) {
-  const Shape& s = GetParam();
+void forward_and_backward(Side& side, const Shape& s) {
   const Tensor documents_on_host = documents(s.B, s.T, s.starts, -1);
-  check_on_gpu([&](Side& side) {
-    const int64_t M = num_chunks(s.T, s.Q);
-    const Dims state{s.B, M, s.H, s.P, s.N}, decay{s.B, M, s.H}, token{s.B, s.T, s.H};
-    const TensorView doc_begin = side.copy_of(documents_on_host);
-    const auto [dt, cum] = steps(side, s, documents_on_host);
-    const TensorView x = side.normal({s.B, s.T, s.H, s.P}, 1, 0, s.padding);
-    const TensorView B = side.normal({s.B, s.T, s.G, s.N}, 1, 0, s.padding);
-    chunk_state_forward(side.ctx(), {.x = x,
-                                     .B = B,
-                                     .dt = dt,
-                                     .cum = cum,
-                                     .doc_begin = doc_begin,
-                                     .state = side.output("state", state, side.stat()),
-                                     .decay = side.output("decay", decay, side.stat()),
-                                     .chunk = s.Q});
-    const bool narrow = s.H % 2 == 1;  // dstate may have either dtype
-    chunk_state_backward(side.ctx(),
-                         {.dstate = narrow ? side.normal(state) : side.stat_normal(state),
-                          .dlog_decay = side.stat_normal(decay),
-                          .x = x,
-                          .B = B,
-                          .dt = dt,
-                          .cum = cum,
-                          .doc_begin = doc_begin,
-                          .dx = side.compare("dx", side.normal(x.dims, 1, 0, s.padding)),
-                          .dB = side.compare("dB", side.normal(B.dims, 1, 0, s.padding)),
-                          .ddt = side.compare("ddt", side.stat_normal(token)),
-                          .dcum = side.compare("dcum", side.stat_normal(token)),
-                          .chunk = s.Q});
-  });
+  const int64_t M = num_chunks(s.T, s.Q);
+  const Dims state{s.B, M, s.H, s.P, s.N}, decay{s.B, M, s.H}, token{s.B, s.T, s.H};
+  const TensorView doc_begin = side.copy_of(documents_on_host);
+  const auto [dt, cum] = steps(side, s, documents_on_host);
+  const TensorView x = side.normal({s.B, s.T, s.H, s.P}, 1, 0, s.padding);
+  const TensorView B = side.normal({s.B, s.T, s.G, s.N}, 1, 0, s.padding);
+  chunk_state_forward(side.ctx(), {.x = x,
+                                   .B = B,
+                                   .dt = dt,
+                                   .cum = cum,
+                                   .doc_begin = doc_begin,
+                                   .state = side.output("state", state, side.stat()),
+                                   .decay = side.output("decay", decay, side.stat()),
+                                   .chunk = s.Q});
+  const bool narrow = s.H % 2 == 1;  // dstate may have either dtype
+  chunk_state_backward(side.ctx(), {.dstate = narrow ? side.normal(state) : side.stat_normal(state),
+                                    .dlog_decay = side.stat_normal(decay),
+                                    .x = x,
+                                    .B = B,
+                                    .dt = dt,
+                                    .cum = cum,
+                                    .doc_begin = doc_begin,
+                                    .dx = side.compare("dx", side.normal(x.dims, 1, 0, s.padding)),
+                                    .dB = side.compare("dB", side.normal(B.dims, 1, 0, s.padding)),
+                                    .ddt = side.compare("ddt", side.stat_normal(token)),
+                                    .dcum = side.compare("dcum", side.stat_normal(token)),
+                                    .chunk = s.Q});
+}
+
+void enter(Side& side, const Shape& s) {
+  const Tensor documents_on_host = documents(s.B, s.T, s.starts, -1);
+  const int64_t M = num_chunks(s.T, s.Q);
+  const Dims states{s.B, M, s.H, s.P, s.N}, ends{s.B, s.H, s.P, s.N}, decays{s.B, M, s.H};
+  const TensorView doc_begin = side.copy_of(documents_on_host);
+  const auto [dt, cum] = steps(side, s, documents_on_host);
+  const TensorView x = side.normal({s.B, s.T, s.H, s.P}, 1, 0, s.padding);
+  const TensorView B = side.normal({s.B, s.T, s.G, s.N}, 1, 0, s.padding);
+  entering_states(side.ctx(), {.x = x,
+                               .B = B,
+                               .dt = dt,
+                               .cum = cum,
+                               .doc_begin = doc_begin,
+                               .initial = side.stat_normal(ends),
+                               .incoming = side.output("incoming", states, side.dtype()),
+                               .decay = side.output("decay", decays, side.stat()),
+                               .final_state = side.output("final", ends, side.stat()),
+                               .chunk = s.Q});
+  entering_states(side.ctx(), {.x = x,
+                               .B = B,
+                               .dt = dt,
+                               .cum = cum,
+                               .doc_begin = doc_begin,
+                               .incoming = side.output("from zero", states, side.dtype()),
+                               .decay = side.output("decay too", decays, side.stat()),
+                               .chunk = s.Q});
+}
+
+class ChunkStateGpu : public testing::TestWithParam<Shape> {};
+TEST_P(ChunkStateGpu, AgreesWithCpu) {
+  check_on_gpu([](Side& side) { forward_and_backward(side, GetParam()); });
 }
 
 class EnteringStatesGpu : public testing::TestWithParam<Shape> {};
-
 TEST_P(EnteringStatesGpu, AgreesWithCpu) {
-  const Shape& s = GetParam();
-  const Tensor documents_on_host = documents(s.B, s.T, s.starts, -1);
-  check_on_gpu([&](Side& side) {
-    const int64_t M = num_chunks(s.T, s.Q);
-    const Dims states{s.B, M, s.H, s.P, s.N}, ends{s.B, s.H, s.P, s.N}, decays{s.B, M, s.H};
-    const TensorView doc_begin = side.copy_of(documents_on_host);
-    const auto [dt, cum] = steps(side, s, documents_on_host);
-    const TensorView x = side.normal({s.B, s.T, s.H, s.P}, 1, 0, s.padding);
-    const TensorView B = side.normal({s.B, s.T, s.G, s.N}, 1, 0, s.padding);
-    entering_states(side.ctx(), {.x = x,
-                                 .B = B,
-                                 .dt = dt,
-                                 .cum = cum,
-                                 .doc_begin = doc_begin,
-                                 .initial = side.stat_normal(ends),
-                                 .incoming = side.output("incoming", states, side.dtype()),
-                                 .decay = side.output("decay", decays, side.stat()),
-                                 .final_state = side.output("final", ends, side.stat()),
-                                 .chunk = s.Q});
-    entering_states(side.ctx(), {.x = x,
-                                 .B = B,
-                                 .dt = dt,
-                                 .cum = cum,
-                                 .doc_begin = doc_begin,
-                                 .incoming = side.output("from zero", states, side.dtype()),
-                                 .decay = side.output("decay too", decays, side.stat()),
-                                 .chunk = s.Q});
-  });
+  check_on_gpu([](Side& side) { enter(side, GetParam()); });
 }
 
 INSTANTIATE_TEST_SUITE_P(
@@ -155,6 +154,31 @@ INSTANTIATE_TEST_SUITE_P(
     Further, EnteringStatesGpu,
     testing::Values(Shape{.T = 90, .H = 2, .P = 128, .N = 64, .Q = 32},
                     Shape{.T = 70, .H = 132, .P = 64, .N = 128, .Q = 32, .starts = {{40}}}));
+
+// The least work of the kernels on tensor cores: more tiles of a chunk, and more chunks, than are
+// in shared memory at a time; more heads of a block; wide blocks.
+GpuBounds least(const Shape& shape) {
+  return {.arena_bytes = size_t{32} << 20, .in_f32 = shape.P < 64, .least = true};
+}
+
+class ChunkStateGpuLeast : public testing::TestWithParam<Shape> {};
+TEST_P(ChunkStateGpuLeast, AgreesWithCpu) {
+  check_on_gpu([](Side& side) { forward_and_backward(side, GetParam()); }, least(GetParam()));
+}
+INSTANTIATE_TEST_SUITE_P(
+    Shapes, ChunkStateGpuLeast,
+    testing::Values(Shape{.B = 2, .T = 9, .H = 2, .P = 3, .N = 2, .Q = 4},
+                    Shape{.T = 300, .H = 2, .P = 64, .N = 128, .Q = 256, .starts = {{37, 257}}},
+                    Shape{.T = 130 * 16, .H = 4, .P = 64, .N = 128, .Q = 16}));
+
+class EnteringStatesGpuLeast : public testing::TestWithParam<Shape> {};
+TEST_P(EnteringStatesGpuLeast, AgreesWithCpu) {
+  check_on_gpu([](Side& side) { enter(side, GetParam()); }, least(GetParam()));
+}
+INSTANTIATE_TEST_SUITE_P(
+    Shapes, EnteringStatesGpuLeast,
+    testing::Values(Shape{.T = 330, .H = 2, .P = 64, .N = 128, .Q = 256, .starts = {{37, 257}}},
+                    Shape{.T = 300, .H = 120, .P = 64, .N = 128, .Q = 128, .starts = {{40}}}));
 
 }  // namespace
 }  // namespace sluice::test

@@ -60,12 +60,11 @@ INSTANTIATE_TEST_SUITE_P(Shapes, GatedRmsNormGpu,
 
 // Blocks of many warps go from row to row.
 TEST(GatedRmsNormGpuEdges, WideBlocksOfSeveralRows) {
-  if (num_cuda_devices() == 0) GTEST_SKIP() << "no GPU";
-  check_one_dtype(
+  check_on_gpu(
       [](Side& side) {
         forward_backward(side, {.dims = {300, 7688}}, GateOrder::before);
       },
-      DType::bf16, kBounds.bf16, size_t{8} << 20);
+      {.bf16 = kBounds.bf16, .arena_bytes = size_t{8} << 20, .in_f32 = false});
 }
 
 TEST(GatedRmsNormGpuEdges, InPlace) {

@@ -16,6 +16,7 @@ struct Experts {
   int64_t U() const { return kind == Activation::swiglu ? 2 * F : F; }
   int64_t used() const { return int64_t(offsets.back()); }
 };
+std::ostream& operator<<(std::ostream& out, const Experts& e) { return out << e.name; }
 
 // Up, hidden, and the gradient of up. Rows of no group may hold anything.
 void there_and_back(Side& side, const Experts& e, double spread = 1) {
@@ -50,28 +51,52 @@ void there_and_back(Side& side, const Experts& e, double spread = 1) {
 
 // Empty groups, rows that belong to none, groups that end at, before and after a tile's and half a
 // tile's end.
-TEST(GroupedFfnGpu, AgreesWithCpu) {
+std::vector<Experts> all_experts() {
   const std::vector<double> small{0, 3, 3, 43, 44}, tiles{0, 128, 256, 257, 320, 512, 700};
-  check_on_gpu([&](Side& side) {
-    for (const auto& [D, F, padding] : {std::array<int64_t, 3>{64, 128, 0},
-                                        {72, 136, 8},
-                                        {128, 264, 0},
-                                        {23, 31, 1},
-                                        {1, 1, 0}}) {
-      for (const bool many : {false, true}) {
-        const Experts experts{.name = concat(many ? "tiles " : "small ", D, " to ", F),
-                              .rows = many ? 700 : 50,
-                              .offsets = many ? tiles : small,
-                              .D = D,
-                              .F = F,
-                              .padding = padding};
-        there_and_back(side, experts, 0.3);
-      }
+  std::vector<Experts> all;
+  for (const auto& [D, F, padding] :
+       {std::array<int64_t, 3>{64, 128, 0}, {72, 136, 8}, {128, 264, 0}, {23, 31, 1}, {1, 1, 0}}) {
+    for (const bool many : {false, true}) {
+      all.push_back({.name = concat(many ? "tiles " : "small ", D, " to ", F),
+                     .rows = many ? 700 : 50,
+                     .offsets = many ? tiles : small,
+                     .D = D,
+                     .F = F,
+                     .padding = padding});
     }
-  });
+  }
+  return all;
 }
 
-TEST(GroupedFfnGpu, OtherActivations) {
+class GroupedFfnGpu : public testing::TestWithParam<Experts> {};
+
+TEST_P(GroupedFfnGpu, AgreesWithCpu) {
+  check_on_gpu([](Side& side) { there_and_back(side, GetParam(), 0.3); });
+}
+
+INSTANTIATE_TEST_SUITE_P(Experts, GroupedFfnGpu, testing::ValuesIn(all_experts()));
+
+// More tiles than the processors of a Hopper GPU take at once, more slices than stages.
+Experts large_experts() {
+  return {.name = "large", .rows = 1100, .offsets = {0, 401, 401, 844, 1100}, .D = 328, .F = 2312};
+}
+
+TEST(GroupedFfnGpuEdges, ManyTiles) {
+  check_on_gpu([](Side& side) { there_and_back(side, large_experts(), 0.3); });
+}
+
+// Least work: on tensor cores alone.
+class GroupedFfnGpuLeast : public testing::TestWithParam<Experts> {};
+
+TEST_P(GroupedFfnGpuLeast, AgreesWithCpu) {
+  check_on_gpu([](Side& side) { there_and_back(side, GetParam(), 0.3); },
+               {.in_f32 = false, .least = true});
+}
+
+INSTANTIATE_TEST_SUITE_P(Experts, GroupedFfnGpuLeast,
+                         testing::Values(all_experts()[0], all_experts()[5], large_experts()));
+
+TEST(GroupedFfnGpuEdges, OtherActivations) {
   check_on_gpu([](Side& side) {
     for (const Activation kind : {Activation::relu2, Activation::gelu}) {
       there_and_back(side, {.name = concat("kind ", int(kind)),
@@ -84,18 +109,8 @@ TEST(GroupedFfnGpu, OtherActivations) {
   });
 }
 
-// More tiles than SMs, more slices than stages.
-TEST(GroupedFfnGpu, Experts) {
-  check_on_gpu([](Side& side) {
-    there_and_back(
-        side,
-        {.name = "large", .rows = 600, .offsets = {0, 201, 201, 444, 600}, .D = 520, .F = 1352},
-        0.3);
-  });
-}
-
 // What the backward computes again has the forward's bits, and NaN of others stays where it is.
-TEST(GroupedFfnGpu, HiddenIsTheSameInBothDirections) {
+TEST(GroupedFfnGpuEdges, HiddenIsTheSameInBothDirections) {
   if (num_cuda_devices() == 0) GTEST_SKIP() << "no GPU";
   for (const DType dtype : {DType::f32, DType::bf16}) {
     Side side({Device::Kind::cuda, 0}, dtype, dtype, 1, size_t{1} << 20);

@@ -40,56 +40,72 @@ void multiply(Side& side, const GroupedGemmWeight& args, bool older) {
   grouped_gemm_weight(side.ctx(), args);
 }
 
-class GroupedGemmGpu : public testing::TestWithParam<bool> {};  // older
+struct Case {
+  bool older;
+  Groups groups;
+  Widths widths;
+};
+std::ostream& operator<<(std::ostream& out, const Case& c) {
+  return out << c.groups.name << " " << c.widths.K << "x" << c.widths.N
+             << (c.older ? " on older GPUs" : "");
+}
+std::vector<Case> all_cases() {
+  std::vector<Case> all;
+  for (const bool older : {false, true}) {
+    for (const Groups& groups : all_groups()) {
+      for (const Widths& widths : kWidths) all.push_back({older, groups, widths});
+    }
+  }
+  return all;
+}
+
+class GroupedGemmGpu : public testing::TestWithParam<Case> {};
+
+constexpr size_t kArenaBytes = size_t{1} << 20;
 
 TEST_P(GroupedGemmGpu, AgreesWithCpu) {
-  check_on_gpu([](Side& side) {
-    for (const Groups& groups : all_groups()) {
-      const int64_t X = int64_t(groups.offsets.size()) - 1;
-      const TensorView offsets = side.values({X + 1}, DType::i64, groups.offsets);
-      for (const Widths& w : kWidths) {
+  check_on_gpu(
+      [](Side& side) {
+        const auto& [older, groups, w] = GetParam();
+        const int64_t X = int64_t(groups.offsets.size()) - 1;
+        const TensorView offsets = side.values({X + 1}, DType::i64, groups.offsets);
         for (const bool transpose : {false, true}) {
-          const std::string name =
-              concat(groups.name, " ", w.K, "x", w.N, transpose ? " transposed" : "");
-          multiply(
-              side,
-              GroupedGemm{.a = side.normal({groups.rows, w.K}, 1, 0, w.padding),
-                          .weights = side.normal(transpose ? Dims{X, w.N, w.K} : Dims{X, w.K, w.N},
-                                                 1, 0, w.padding),
-                          .c = side.compare(name, side.normal({groups.rows, w.N}, 1, 0, w.padding)),
-                          .offsets = offsets,
-                          .transpose_weights = transpose,
-                          .beta = transpose ? 1.0 : 0.0},
-              GetParam());
+          const Dims weights = transpose ? Dims{X, w.N, w.K} : Dims{X, w.K, w.N};
+          multiply(side,
+                   GroupedGemm{.a = side.normal({groups.rows, w.K}, 1, 0, w.padding),
+                               .weights = side.normal(weights, 1, 0, w.padding),
+                               .c = side.compare(transpose ? "c of transposed" : "c",
+                                                 side.normal({groups.rows, w.N}, 1, 0, w.padding)),
+                               .offsets = offsets,
+                               .transpose_weights = transpose,
+                               .beta = transpose ? 1.0 : 0.0},
+                   older);
         }
-      }
-    }
-  });
+      },
+      {.arena_bytes = kArenaBytes});
 }
 
 TEST_P(GroupedGemmGpu, WeightGradientAgreesWithCpu) {
   check_on_gpu(
       [](Side& side) {
-        for (const Groups& groups : all_groups()) {
-          const int64_t X = int64_t(groups.offsets.size()) - 1;
-          const TensorView offsets = side.values({X + 1}, DType::i64, groups.offsets);
-          for (const Widths& w : kWidths) {
-            const std::string name = concat(groups.name, " ", w.K, "x", w.N);
-            multiply(
-                side,
-                GroupedGemmWeight{.a = side.normal({groups.rows, w.K}, 1, 0, w.padding),
-                                  .b = side.normal({groups.rows, w.N}, 1, 0, w.padding),
-                                  .weights = side.compare(name, side.stat_normal({X, w.K, w.N})),
-                                  .offsets = offsets},
-                GetParam());
-          }
-        }
+        const auto& [older, groups, w] = GetParam();
+        const int64_t X = int64_t(groups.offsets.size()) - 1;
+        multiply(side,
+                 GroupedGemmWeight{.a = side.normal({groups.rows, w.K}, 1, 0, w.padding),
+                                   .b = side.normal({groups.rows, w.N}, 1, 0, w.padding),
+                                   .weights = side.compare("dw", side.stat_normal({X, w.K, w.N})),
+                                   .offsets = side.values({X + 1}, DType::i64, groups.offsets)},
+                 older);
       },
-      {.bf16 = 2e-5});
+      {.bf16 = 2e-5, .arena_bytes = kArenaBytes});
 }
 
+INSTANTIATE_TEST_SUITE_P(Cases, GroupedGemmGpu, testing::ValuesIn(all_cases()));
+
+class GroupedGemmGpuEdges : public testing::TestWithParam<bool> {};  // older
+
 // NaN in rows of no group, and in rows of the next group, stays where it is.
-TEST_P(GroupedGemmGpu, RowsOfOthersDoNotMatter) {
+TEST_P(GroupedGemmGpuEdges, RowsOfOthersDoNotMatter) {
   check_on_gpu([](Side& side) {
     const TensorView offsets = side.values({3}, DType::i64, {0, 40, 80});
     const TensorView a = side.nothing({130, 64}, side.dtype());
@@ -112,36 +128,54 @@ TEST_P(GroupedGemmGpu, RowsOfOthersDoNotMatter) {
   });
 }
 
-// More tiles than SMs, more slices than stages: up projection, its data and its weight gradient.
-TEST_P(GroupedGemmGpu, Experts) {
-  check_on_gpu([](Side& side) {
-    const int64_t X = 4, rows = 2048, D = 328, F = 2304;
-    const TensorView offsets = side.values({X + 1}, DType::i64, {0, 701, 701, 1444, 2048});
-    const TensorView a = side.normal({rows, D}), w = side.normal({X, F, D}, 0.1);
-    multiply(side,
-             GroupedGemm{.a = a,
-                         .weights = w,
-                         .c = side.output("up", {rows, F}, side.dtype()),
-                         .offsets = offsets,
-                         .transpose_weights = true},
-             GetParam());
-    const TensorView dup = side.normal({rows, F});
-    multiply(side,
-             GroupedGemm{.a = dup,
-                         .weights = w,
-                         .c = side.output("dx", {rows, D}, side.dtype()),
-                         .offsets = offsets},
-             GetParam());
-    multiply(side,
-             GroupedGemmWeight{.a = dup,
-                               .b = a,
-                               .weights = side.compare("dw", side.stat_normal({X, F, D})),
-                               .offsets = offsets},
-             GetParam());
-  });
+// Up projection, its data and its weight gradient.
+void three_products(Side& side, const Groups& groups, int64_t D, int64_t F, bool older) {
+  const int64_t X = int64_t(groups.offsets.size()) - 1, rows = groups.rows;
+  const TensorView offsets = side.values({X + 1}, DType::i64, groups.offsets);
+  const TensorView a = side.normal({rows, D}), w = side.normal({X, F, D}, 0.1);
+  multiply(side,
+           GroupedGemm{.a = a,
+                       .weights = w,
+                       .c = side.output("up", {rows, F}, side.dtype()),
+                       .offsets = offsets,
+                       .transpose_weights = true},
+           older);
+  const TensorView dup = side.normal({rows, F});
+  multiply(side,
+           GroupedGemm{.a = dup,
+                       .weights = w,
+                       .c = side.output("dx", {rows, D}, side.dtype()),
+                       .offsets = offsets},
+           older);
+  multiply(side,
+           GroupedGemmWeight{.a = dup,
+                             .b = a,
+                             .weights = side.compare("dw", side.stat_normal({X, F, D})),
+                             .offsets = offsets},
+           older);
 }
 
-INSTANTIATE_TEST_SUITE_P(OlderGpus, GroupedGemmGpu, testing::Bool());
+// More tiles than SMs, more slices than stages.
+const Groups kManyTiles{"many tiles", 2048, {0, 701, 701, 1444, 2048}};
+
+TEST_P(GroupedGemmGpuEdges, Experts) {
+  check_on_gpu([](Side& side) { three_products(side, kManyTiles, 328, 2304, GetParam()); });
+}
+
+INSTANTIATE_TEST_SUITE_P(OlderGpus, GroupedGemmGpuEdges, testing::Bool());
+
+// Least work: on tensor cores alone.
+TEST(GroupedGemmGpuLeast, Experts) {
+  check_on_gpu([](Side& side) { three_products(side, kManyTiles, 328, 2304, false); },
+               {.in_f32 = false, .least = true});
+}
+TEST(GroupedGemmGpuLeast, ExpertsOnOlderGpus) {
+  check_on_gpu(
+      [](Side& side) {
+        three_products(side, {"few tiles", 190, {0, 70, 70, 71, 190}}, 264, 136, true);
+      },
+      {.in_f32 = false, .least = true});
+}
 
 }  // namespace
 }  // namespace sluice::test

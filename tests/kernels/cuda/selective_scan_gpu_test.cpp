@@ -146,9 +146,27 @@ INSTANTIATE_TEST_SUITE_P(
         ScanShape{.B = 9, .T = 40, .E = 1536, .N = 16, .first = -1},
         ScanShape{.B = 5, .T = 70, .E = 4093, .N = 16, .starts = {{}, {17}}, .first = -1}));
 
+// Least work: pieces of several spans, blocks of 48 channels and, where there are many, of 64; more
+// states than a thread has; rows in single elements.
+class SelectiveScanGpuLeast : public testing::TestWithParam<ScanShape> {};
+
+TEST_P(SelectiveScanGpuLeast, AgreesWithCpu) {
+  check_on_gpu([](Side& side) { forward_and_backward(side, GetParam()); }, {.least = true});
+}
+TEST_P(SelectiveScanGpuLeast, FoldsAgreeWithCpu) {
+  check_on_gpu([](Side& side) { folds(side, GetParam()); }, {.least = true});
+}
+INSTANTIATE_TEST_SUITE_P(
+    Shapes, SelectiveScanGpuLeast,
+    testing::Values(
+        ScanShape{.B = 1, .T = 140, .E = 40, .N = 16, .starts = {{64, 70}}, .first = -1},
+        ScanShape{.B = 1, .T = 70, .E = 13, .N = 17, .starts = {{33}}, .first = -1, .padding = 1},
+        ScanShape{.B = 140, .T = 33, .E = 64, .N = 16, .first = -1}));
+
 TEST(SelectiveScanGpuWidth, KeepsProcessorsBusy) {
   EXPECT_EQ(cuda::scan_width(8, 2048, 4096), 64);
   EXPECT_EQ(cuda::scan_width(16, 2048, 1536), 48);
+  EXPECT_EQ(cuda::scan_width(140, 33, 64), 64);
   EXPECT_EQ(cuda::scan_pieces(4, 8192, 4096), 1);
   EXPECT_EQ(cuda::scan_pieces(1, 8192, 4096), 9);
   EXPECT_EQ(cuda::scan_pieces(1, 40, 64), 1);

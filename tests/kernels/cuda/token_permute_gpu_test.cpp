@@ -16,6 +16,10 @@ constexpr Case kCases[] = {{2, 37, 2, 8, 96, 0, false, 0},   {1, 1, 1, 1, 1, 0, 
                            {2, 33, 2, 4, 40, 11, true, 3},   {1, 2500, 2, 16, 24, 200, false, 0},
                            {300, 10, 1, 3, 8, 2, true, 0},   {1, 7000, 1, 100, 8, 0, false, 0},
                            {2, 40, 4, 300, 264, 0, false, 0}};
+std::ostream& operator<<(std::ostream& out, const Case& c) {
+  return out << "B" << c.B << " T" << c.T << " k" << c.k << " X" << c.X << " D" << c.D
+             << " capacity " << c.capacity;
+}
 
 // Each token's choices differ; some experts are chosen often, some never.
 TensorView choices(Side& side, const Case& c) {
@@ -30,11 +34,11 @@ TensorView choices(Side& side, const Case& c) {
 struct Order {
   TensorView slot, source, offsets;
 };
-Order order_of(Side& side, const Case& c, const std::string& name) {
+Order order_of(Side& side, const Case& c) {
   const int64_t entries = c.B * c.T * c.k;
-  const Order order{.slot = side.output(name + "slot", {c.B, c.T, c.k}, DType::i32),
-                    .source = side.output(name + "source", {entries}, DType::i32),
-                    .offsets = side.output(name + "offsets", {c.X + 1}, DType::i64)};
+  const Order order{.slot = side.output("slot", {c.B, c.T, c.k}, DType::i32),
+                    .source = side.output("source", {entries}, DType::i32),
+                    .offsets = side.output("offsets", {c.X + 1}, DType::i64)};
   std::vector<double> before(c.B * c.X);
   for (size_t i = 0; i < before.size(); ++i) before[i] = double(i * 5 % 13);
   token_index(side.ctx(),
@@ -43,51 +47,54 @@ Order order_of(Side& side, const Case& c, const std::string& name) {
                .slot = order.slot,
                .source = order.source,
                .offsets = order.offsets,
-               .kept = side.output(name + "kept", {c.X}, DType::i32),
+               .kept = side.output("kept", {c.X}, DType::i32),
                .capacity = c.capacity});
   return order;
 }
 
-TEST(TokenPermuteGpu, AgreesWithCpu) {
+class TokenPermuteGpu : public testing::TestWithParam<Case> {};
+
+TEST_P(TokenPermuteGpu, AgreesWithCpu) {
   check_on_gpu([](Side& side) {
-    for (const Case& c : kCases) {
-      const std::string name = concat("B ", c.B, " T ", c.T, " k ", c.k, " X ", c.X, ": ");
-      const Order order = order_of(side, c, name);
-      const Dims activations{c.B, c.T, c.D}, sorted{c.B * c.T * c.k, c.D};
-      // Rows beyond the last kept one stay what they were.
-      const auto rows = [&] { return side.normal(sorted, 1, 0, c.padding); };
-      token_permute_forward(side.ctx(), {.x = side.normal(activations, 1, 0, c.padding),
-                                         .source = order.source,
-                                         .offsets = order.offsets,
-                                         .rows = side.compare(name + "rows", rows())});
-      token_permute_backward(
-          side.ctx(), {.drows = rows(),
-                       .slot = order.slot,
-                       .dx = side.output(name + "dx", activations, side.dtype(), c.padding)});
-      const TensorView weights = side.stat_normal({c.B, c.T, c.k});
-      const TensorView out = rows();
-      token_unpermute_forward(side.ctx(),
-                              {.rows = out,
-                               .slot = order.slot,
-                               .weights = weights,
-                               .y = side.output(name + "y", activations, side.dtype(), c.padding)});
-      const TensorView dy = side.normal(activations, 1, 0, c.padding);
-      const auto backward = [&](const char* what, const TensorView& drows) {
-        token_unpermute_backward(side.ctx(), {.dy = dy,
-                                              .rows = out,
-                                              .slot = order.slot,
-                                              .weights = weights,
-                                              .drows = side.compare(name + what + "drows", drows),
-                                              .dweights = side.output(name + what + "dweights",
-                                                                      weights.dims, side.stat())});
-      };
-      backward("", rows());
-      backward("in place ", out);
-    }
+    const Case& c = GetParam();
+    const Order order = order_of(side, c);
+    const Dims activations{c.B, c.T, c.D}, sorted{c.B * c.T * c.k, c.D};
+    // Rows beyond the last kept one stay what they were.
+    const auto rows = [&] { return side.normal(sorted, 1, 0, c.padding); };
+    token_permute_forward(side.ctx(), {.x = side.normal(activations, 1, 0, c.padding),
+                                       .source = order.source,
+                                       .offsets = order.offsets,
+                                       .rows = side.compare("rows", rows())});
+    token_permute_backward(side.ctx(),
+                           {.drows = rows(),
+                            .slot = order.slot,
+                            .dx = side.output("dx", activations, side.dtype(), c.padding)});
+    const TensorView weights = side.stat_normal({c.B, c.T, c.k});
+    const TensorView out = rows();
+    token_unpermute_forward(side.ctx(),
+                            {.rows = out,
+                             .slot = order.slot,
+                             .weights = weights,
+                             .y = side.output("y", activations, side.dtype(), c.padding)});
+    const TensorView dy = side.normal(activations, 1, 0, c.padding);
+    const auto backward = [&](const char* what, const TensorView& drows) {
+      token_unpermute_backward(
+          side.ctx(),
+          {.dy = dy,
+           .rows = out,
+           .slot = order.slot,
+           .weights = weights,
+           .drows = side.compare(std::string(what) + "drows", drows),
+           .dweights = side.output(std::string(what) + "dweights", weights.dims, side.stat())});
+    };
+    backward("", rows());
+    backward("in place ", out);
   });
 }
 
-TEST(TokenPermuteGpu, DropsWhatIsNoExpert) {
+INSTANTIATE_TEST_SUITE_P(Cases, TokenPermuteGpu, testing::ValuesIn(kCases));
+
+TEST(TokenPermuteGpuEdges, DropsWhatIsNoExpert) {
   if (num_cuda_devices() == 0) GTEST_SKIP() << "no GPU";
   Side side({Device::Kind::cuda, 0}, DType::bf16, DType::bf16, 1, size_t{1} << 20);
   const TensorView slot = side.nothing({1, 3, 2}, DType::i32);

@@ -6,13 +6,17 @@ namespace sluice::test {
 namespace {
 
 // Everything of a router is f32 whatever the activations are.
-constexpr GpuBounds kBounds{.f32 = 1e-5, .bf16 = 1e-5};
+constexpr GpuBounds kBounds{.f32 = 1e-5, .bf16 = 1e-5, .arena_bytes = size_t{4} << 20};
 
 struct Case {
   int64_t B, T, X;
   RouterOptions options;
   bool bias;
 };
+std::ostream& operator<<(std::ostream& out, const Case& c) {
+  return out << "B" << c.B << " T" << c.T << " X" << c.X << " k" << c.options.top_k << " groups "
+             << c.options.num_groups << (c.bias ? " bias" : "");
+}
 std::vector<Case> all_cases() {
   const RouterScore softmax = RouterScore::softmax, sigmoid = RouterScore::sigmoid;
   return {{2, 37, 16, {.score = softmax, .top_k = 2}, false},
@@ -30,63 +34,62 @@ std::vector<Case> all_cases() {
           {1, 3, 3000, {.score = softmax, .top_k = 3}, false}};
 }
 
-TEST(TopkRouterGpu, ForwardAndBackwardAgreeWithCpu) {
+class TopkRouterGpu : public testing::TestWithParam<Case> {};
+
+TEST_P(TopkRouterGpu, ForwardAndBackwardAgreeWithCpu) {
   check_on_gpu(
       [](Side& side) {
-        for (const Case& c : all_cases()) {
-          const std::string name = concat("X ", c.X, " k ", c.options.top_k, ": ");
-          const Dims choices{c.B, c.T, c.options.top_k};
-          const TensorView logits = side.stat_normal({c.B, c.T, c.X});
-          const TensorView experts = side.output(name + "experts", choices, DType::i32);
-          topk_router_forward(side.ctx(),
-                              {.logits = logits,
-                               .bias = c.bias ? side.stat_normal({c.X}, 0.1) : TensorView{},
-                               .experts = experts,
-                               .weights = side.output(name + "weights", choices, side.stat()),
-                               .options = c.options});
-          topk_router_backward(side.ctx(),
-                               {.dweights = side.stat_normal(choices),
-                                .logits = logits,
-                                .experts = experts,
-                                .dlogits = side.output(name + "dlogits", logits.dims, side.stat()),
-                                .options = c.options});
-        }
+        const Case& c = GetParam();
+        const Dims choices{c.B, c.T, c.options.top_k};
+        const TensorView logits = side.stat_normal({c.B, c.T, c.X});
+        const TensorView experts = side.output("experts", choices, DType::i32);
+        topk_router_forward(side.ctx(),
+                            {.logits = logits,
+                             .bias = c.bias ? side.stat_normal({c.X}, 0.1) : TensorView{},
+                             .experts = experts,
+                             .weights = side.output("weights", choices, side.stat()),
+                             .options = c.options});
+        topk_router_backward(side.ctx(),
+                             {.dweights = side.stat_normal(choices),
+                              .logits = logits,
+                              .experts = experts,
+                              .dlogits = side.output("dlogits", logits.dims, side.stat()),
+                              .options = c.options});
       },
       kBounds);
 }
 
-TEST(TopkRouterGpu, StatisticsAndLossesAgreeWithCpu) {
+TEST_P(TopkRouterGpu, StatisticsAndLossesAgreeWithCpu) {
   check_on_gpu(
       [](Side& side) {
-        for (const Case& c : all_cases()) {
-          const std::string name = concat("X ", c.X, " T ", c.T, ": ");
-          const TensorView logits = side.stat_normal({c.B, c.T, c.X});
-          std::vector<double> chosen(c.B * c.T * c.options.top_k);
-          for (size_t i = 0; i < chosen.size(); ++i) chosen[i] = double(i * i % size_t(c.X));
-          const TensorView counts = side.output(name + "counts", {c.B, c.X}, side.stat());
-          router_statistics(
-              side.ctx(), {.logits = logits,
+        const Case& c = GetParam();
+        const TensorView logits = side.stat_normal({c.B, c.T, c.X});
+        std::vector<double> chosen(c.B * c.T * c.options.top_k);
+        for (size_t i = 0; i < chosen.size(); ++i) chosen[i] = double(i * i % size_t(c.X));
+        const TensorView counts = side.output("counts", {c.B, c.X}, side.stat());
+        router_statistics(side.ctx(),
+                          {.logits = logits,
                            .experts = side.values({c.B, c.T, c.options.top_k}, DType::i32, chosen),
                            .counts = counts,
-                           .mass = side.output(name + "mass", {c.B, c.X}, side.stat()),
-                           .z = side.output(name + "z", {c.B}, side.stat()),
+                           .mass = side.output("mass", {c.B, c.X}, side.stat()),
+                           .z = side.output("z", {c.B}, side.stat()),
                            .options = c.options});
-          router_loss_backward(
-              side.ctx(),
-              {.logits = logits,
-               .counts = counts,
-               .dlogits = side.compare(name + "dlogits", side.stat_normal(logits.dims, 1e-3)),
-               .row_tokens = c.T + 3,
-               .balance_scale = 0.3,
-               .z_scale = 0.2,
-               .options = c.options});
-        }
+        router_loss_backward(
+            side.ctx(), {.logits = logits,
+                         .counts = counts,
+                         .dlogits = side.compare("dlogits", side.stat_normal(logits.dims, 1e-3)),
+                         .row_tokens = c.T + 3,
+                         .balance_scale = 0.3,
+                         .z_scale = 0.2,
+                         .options = c.options});
       },
       kBounds);
 }
 
+INSTANTIATE_TEST_SUITE_P(Cases, TopkRouterGpu, testing::ValuesIn(all_cases()));
+
 // Of equal experts and groups the lower index is chosen.
-TEST(TopkRouterGpu, BreaksTiesAsTheCpuDoes) {
+TEST(TopkRouterGpuEdges, BreaksTiesAsTheCpuDoes) {
   check_on_gpu([](Side& side) {
     const int64_t X = 96, tokens = 8;
     std::vector<double> logits(X * tokens);
@@ -104,7 +107,7 @@ TEST(TopkRouterGpu, BreaksTiesAsTheCpuDoes) {
   });
 }
 
-TEST(TopkRouterGpu, TakesAGivenChoice) {
+TEST(TopkRouterGpuEdges, TakesAGivenChoice) {
   check_on_gpu([](Side& side) {
     const TensorView experts = side.values({1, 3, 2}, DType::i32, {4, 0, 1, 2, 3, 4});
     topk_router_forward(side.ctx(), {.logits = side.stat_normal({1, 3, 5}),
@@ -116,7 +119,7 @@ TEST(TopkRouterGpu, TakesAGivenChoice) {
 }
 
 // NaN goes on to the weights, and some expert is chosen.
-TEST(TopkRouterGpu, SurvivesNaN) {
+TEST(TopkRouterGpuEdges, SurvivesNaN) {
   if (num_cuda_devices() == 0) GTEST_SKIP() << "no GPU";
   Side side({Device::Kind::cuda, 0}, DType::f32, DType::f32, 1, size_t{1} << 20);
   const TensorView experts = side.values({1, 3, 2}, DType::i32, {9, 9, 9, 9, 9, 9});
