@@ -13,8 +13,9 @@
 namespace sluice::test {
 namespace {
 
-// None, one, fewer than ranks, odd, and more bytes than the lowered message limit of the mpi runs.
-constexpr int64_t kSizes[] = {0, 1, 5, 64, 1001};
+// None, one, fewer than ranks, odd; as many bytes as the lowered message limit of the mpi runs, one
+// more, and many times as many.
+constexpr int64_t kSizes[] = {0, 1, 5, 64, 1000, 1001};
 
 class Contract : public OnBackend {
  protected:
