@@ -55,8 +55,9 @@ TEST(Mesh, RefusesTheImpossibleAndNamesTheNearest) {
       refusal({.dp = 3, .ep = 1, .cp = 1}, 4),
       "parallel.dp 3 x parallel.cp 1 needs 3 ranks, 4 were started; 4 ranks can form, nearest "
       "first: dp 4 x ep 1 x cp 1, or dp 4 x ep 2 x cp 1, or dp 2 x ep 1 x cp 2");
-  EXPECT_NE(refusal({.dp = 8, .ep = 3, .cp = 1}, 8).find("parallel.ep 3 does not divide"),
-            std::string::npos);
+  EXPECT_EQ(refusal({.dp = 8, .ep = 3, .cp = 1}, 8),
+            "parallel.ep 3 does not divide parallel.dp 8; 8 ranks can form, nearest first: "
+            "dp 8 x ep 4 x cp 1, or dp 8 x ep 2 x cp 1, or dp 8 x ep 8 x cp 1");
   EXPECT_NE(refusal({.dp = 2}, 1).find("needs 2 ranks, 1 was started; 1 rank can form"),
             std::string::npos);
   EXPECT_NE(refusal({.dp = 1, .ep = 0, .cp = 1}, 1), "");
