@@ -22,6 +22,7 @@ echo "$@" >>"$WORK/scontrol.log"
 REQUEUE
 chmod +x "$work/bin/srun" "$work/bin/scontrol"
 export WORK=$work PATH="$work/bin:$PATH" SLURM_JOB_ID=17 SLURM_SUBMIT_DIR=/here
+export SLURM_CPUS_PER_TASK=8
 failures=0
 
 expect() {  # what, expected, got
@@ -36,7 +37,7 @@ for code in 0 2 65 74 93; do
   expect "exit code" $code $?
   expect "requeued after $code" "" "$(requeues)"
 done
-expect "the step" "--mpi=pmix /here/build/bin/sluice train X.yaml" "$(tail -1 "$work/srun.log")"
+expect "the step" "--mpi=pmix --cpus-per-task=8 /here/build/bin/sluice train X.yaml" "$(tail -1 "$work/srun.log")"
 
 bash "$root/launch/slurm.sbatch" X.yaml a=1 >/dev/null &
 job=$!
