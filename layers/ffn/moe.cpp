@@ -43,6 +43,15 @@ struct Moe::FromRanks {
   bool filled = false;
 };
 
+// Choices of the tokens here, in scratch, while those of the row's other tokens are on their way.
+struct Moe::Counting {
+  TensorView gathered;  // (ranks, B, X), if they travel
+  TensorView here;      // (B, X); absent in a replay, which has received the counts
+  TensorView mass;      // (B, X): sums of the scores
+  TensorView z;         // (B)
+  Event event;
+};
+
 void MoeConfig::validate(const std::string& where, int64_t) const {
   if (top_k > experts) {
     throw UsageError(fmt::format("{}: top_k {} is above experts {}", where, top_k, experts));
@@ -160,34 +169,43 @@ std::unique_ptr<Moe::SavedTensors> Moe::route(const Context& ctx, const ConstTen
   return saved;
 }
 
-// Choices of whole rows, for the balance loss and the capacity; and the step's statistics.
-void Moe::count_choices(const Context& ctx, const Rows& rows, const FromRanks& from_ranks,
-                        const StatisticsSink* statistics, SavedTensors& saved) const {
+// Choices of whole rows are wanted for the balance loss and the capacity.
+Moe::Counting Moe::begin_counting(const Context& ctx, const FromRanks& from_ranks,
+                                  SavedTensors& saved) const {
   const int64_t B = saved.logits.dim(0);
   const DType stat = saved.logits.dtype;
+  Counting counting;
   const TensorView own_counts = row_counts_travel_ ? TensorView{} : ctx.saved->alloc({B, X_}, stat);
   saved.counts = row_counts_travel_ ? from_ranks.row_counts : own_counts;
   saved.before = from_ranks.before;
-  if (row_counts_travel_ && from_ranks.filled) return;
-  const ArenaScope scope(*ctx.scratch);
-  const TensorView gathered =
-      row_counts_travel_ ? ctx.scratch->alloc({sequence_->size(), B, X_}, stat) : TensorView{};
-  const TensorView counts_here =
-      row_counts_travel_ ? gathered.slice(sequence_->rank()) : own_counts;
-  const TensorView mass = ctx.scratch->alloc({B, X_}, stat);
-  const TensorView z = ctx.scratch->alloc({B}, stat);
+  if (row_counts_travel_ && from_ranks.filled) return counting;
+  if (row_counts_travel_) counting.gathered = ctx.scratch->alloc({sequence_->size(), B, X_}, stat);
+  counting.here = row_counts_travel_ ? counting.gathered.slice(sequence_->rank()) : own_counts;
+  counting.mass = ctx.scratch->alloc({B, X_}, stat);
+  counting.z = ctx.scratch->alloc({B}, stat);
   router_statistics(ctx, {.logits = saved.logits,
                           .experts = saved.experts,
-                          .counts = counts_here,
-                          .mass = mass,
-                          .z = z,
+                          .counts = counting.here,
+                          .mass = counting.mass,
+                          .z = counting.z,
                           .options = router_options()});
+  if (row_counts_travel_) counting.event = sequence_->all_gather(counting.here, counting.gathered);
+  return counting;
+}
+
+// What is received, and the step's statistics.
+void Moe::finish_counting(const Context& ctx, const Rows& rows, const FromRanks& from_ranks,
+                          const StatisticsSink* statistics, const Counting& counting,
+                          const SavedTensors& saved) const {
+  if (!counting.here) return;
+  const int64_t B = saved.logits.dim(0);
   if (row_counts_travel_) {
-    sequence_->all_gather(counts_here, gathered).order(ctx.stream);
+    counting.event.order(ctx.stream);
     const auto sum_of_first = [&](int64_t ranks, const TensorView& sum) {
       const TensorView flat = sum.reshape({B * X_});
       zero(ctx, flat);
-      sum_rows(ctx, gathered.reshape({sequence_->size(), B * X_}).row_range(0, ranks), flat);
+      sum_rows(ctx, counting.gathered.reshape({sequence_->size(), B * X_}).row_range(0, ranks),
+               flat);
     };
     sum_of_first(sequence_->size(), from_ranks.row_counts);
     if (from_ranks.before) sum_of_first(sequence_->rank(), from_ranks.before);
@@ -195,10 +213,10 @@ void Moe::count_choices(const Context& ctx, const Rows& rows, const FromRanks& f
   if (statistics == nullptr) return;
   const auto loads = statistics->expert_counts.find(branch_index_);
   router_report(ctx,
-                {.counts_here = counts_here,
+                {.counts_here = counting.here,
                  .counts = saved.counts,
-                 .mass = mass,
-                 .z = z,
+                 .mass = counting.mass,
+                 .z = counting.z,
                  .losses = statistics->losses,
                  .loads = loads == statistics->expert_counts.end() ? TensorView{} : loads->second,
                  .row_tokens = rows.row_tokens,
@@ -271,12 +289,20 @@ std::unique_ptr<Saved> Moe::forward(const Context& ctx, const Rows& rows,
                                     const LayerForward& io) const {
   const FromRanks from_others = from_ranks(ctx, rows, io.received);
   std::unique_ptr<SavedTensors> saved = route(ctx, io.x, rows, io.routing);
-  count_choices(ctx, rows, from_others, io.statistics, *saved);
+  const ArenaScope scope(*ctx.scratch);
+  const Counting counting = begin_counting(ctx, from_others, *saved);
+  const auto finish = [&] {
+    finish_counting(ctx, rows, from_others, io.statistics, counting, *saved);
+  };
+  // A capacity is dealt out by the choices of earlier ranks. Else nothing waits for them but the
+  // losses, so that they travel while the experts work.
+  if (!config_.dropless()) finish();
   index(ctx, capacity(rows), *saved);
   experts_forward(ctx, from_others, capacity(rows), *saved, [&] {
     if (shared_) saved->shared = shared_->forward(ctx, rows, {.x = io.x, .y = io.y});
   });
   combine(ctx, *saved, io.y);
+  if (config_.dropless()) finish();
   return saved;
 }
 

@@ -100,12 +100,16 @@ class Moe final : public Layer {
 
   struct SavedTensors;
   struct FromRanks;
+  struct Counting;
   using Action = std::function<void()>;
 
   std::unique_ptr<SavedTensors> route(const Context& ctx, const ConstTensorView& x,
                                       const Rows& rows, RoutingTape* tape) const;
-  void count_choices(const Context& ctx, const Rows& rows, const FromRanks& from_ranks,
-                     const StatisticsSink* statistics, SavedTensors& saved) const;
+  Counting begin_counting(const Context& ctx, const FromRanks& from_ranks,
+                          SavedTensors& saved) const;
+  void finish_counting(const Context& ctx, const Rows& rows, const FromRanks& from_ranks,
+                       const StatisticsSink* statistics, const Counting& counting,
+                       const SavedTensors& saved) const;
   void index(const Context& ctx, int64_t capacity, SavedTensors& saved) const;
   void experts_forward(const Context& ctx, const FromRanks& from_ranks, int64_t capacity,
                        SavedTensors& saved, const Action& meanwhile) const;

@@ -284,6 +284,29 @@ TEST_P(ExpertParallelOverlap, TokensTravelWhileOtherWorkIsDone) {
 
 INSTANTIATE_TEST_SUITE_P(InSlots, ExpertParallelOverlap, testing::Bool());
 
+// How the other ranks' tokens of a row chose is not waited for before the experts have worked: it
+// is held back until their tokens have gone there and back.
+TEST(ExpertParallelCounts, TravelWhileExpertsWork) {
+  const MoeProblem problem = problem_of(kVariants[0]);
+  const TestRows batch(problem.B, problem.T);
+  run_layout({.dp = 2, .ep = 2, .cp = 2}, [&](const Mesh& mesh) {
+    std::atomic<int> exchanged = 0;
+    DelayedCommunicator experts(
+        mesh.axis(Axis::ep), [](Verb) {},
+        [&](Verb verb) { exchanged += verb == Verb::all_to_all_v; });
+    HeldVerbs held(mesh.axis(Axis::cp), [&](int) { return exchanged == 2; });
+    Communicator& sequence = held;
+    MoeOnRank rank(problem, {.sequence = &sequence, .experts = &experts});
+    const ShardRows shard(batch, mesh);
+    const Tensor x = shard.cut(problem.x());
+    Tensor y(x.dims(), problem.dtype);
+    TestContext ctx;
+    rank.layer->forward(ctx, shard, {.x = x, .y = y});
+    EXPECT_EQ(held.done(), 1);
+    EXPECT_EQ(held.late(), 0);
+  });
+}
+
 TEST(ExpertParallelStep, IsCollectiveAndEqualsOneRank) {
   const MoeProblem problem = problem_of(kVariants[1]);
   const Tensor x = normal({4, problem.D}, DType::f64, 3);
