@@ -2,9 +2,14 @@
 // B batch, T tokens on a rank, D model
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <cmath>
+#include <map>
+
 #include "layers/mixers/mamba.h"
 #include "layers/mixers/mamba2.h"
 #include "parallel/planned_communicator.h"
+#include "tests/parallel/delayed_communicator.h"
 #include "tests/support/sharded_layer.h"
 
 namespace sluice::test {
@@ -175,6 +180,78 @@ TEST(SequenceTraffic, IsPlannedExactly) {
       }
     });
   }
+}
+
+// ---- What is done meanwhile ---------------------------------------------------------------------
+
+// A number that is there before a rank waits for its `wait`-th exchange by `verb`: work that the
+// exchange hides behind has written it.
+struct Written {
+  const char* what = "";
+  Verb verb = Verb::all_gather;
+  int wait = 0;
+  int64_t kept = -1;      // element of what the forward keeps first, the projection of x
+  int64_t gradient = -1;  // or of the gradient of in_proj
+};
+
+void expect_work_before_waits(const MakeLayer& make, const std::vector<Written>& all) {
+  constexpr int64_t B = 2, T = 5;
+  const TestRows batch(B, 2 * T);
+  run_ranks(2, [&](Communicator& group) {
+    std::function<void(Verb)> look;
+    DelayedCommunicator watched(
+        group, [](Verb) {}, [](Verb) {}, [&](Verb verb) { look(verb); });
+    LayerHarness h = sharded_harness(make, watched, D, DType::f32);
+    TensorView projected;  // where the first tensor will lie
+    {
+      const ArenaScope scope(h.ctx.saved());
+      projected = h.ctx.saved().alloc({1000}, DType::f32);
+    }
+    std::fill_n(projected.as<float>(), 1000, std::nanf(""));
+    const TensorView gradient = h.store.grad(h.store.find("branches.0.layer.in_proj.weight"));
+    std::map<Verb, int> waits;
+    size_t seen = 0;
+    look = [&](Verb verb) {
+      const int wait = waits[verb]++;
+      for (const Written& written : all) {
+        if (written.verb != verb || written.wait != wait) continue;
+        ++seen;
+        if (written.kept >= 0) {
+          EXPECT_FALSE(std::isnan(projected.as<float>()[written.kept])) << written.what;
+        }
+        if (written.gradient >= 0) {
+          EXPECT_NE(gradient.as<float>()[written.gradient], 0) << written.what;
+        }
+      }
+    };
+    const ShardRows shard(batch, {0, B}, even_cuts(2 * T, 2), group.rank());
+    const Tensor x = normal({B, T, D}, DType::f32, 1);
+    Tensor y(x.dims(), DType::f32), dx(x.dims(), DType::f32);
+    const auto saved = h.layer->forward(h.ctx, shard, {.x = x, .y = y});
+    h.layer->backward(h.ctx, shard, {.dy = x, .dx = dx}, *saved);
+    EXPECT_EQ(seen, all.size());
+  });
+}
+
+TEST(SequenceOverlap, OfMamba2) {
+  const int64_t E = 2 * D, N = 3, C = E + 2 * N;
+  expect_work_before_waits(
+      sharded<Mamba2>({.head_dim = 4, .state_dim = N, .conv_width = 4, .chunk = 4}),
+      {{.what = "dt, while the halo travels", .verb = Verb::all_to_all_v, .kept = E + C},
+       {.what = "z, while the state travels", .kept = 0},
+       {.what = "z's weight, while the state's gradient travels", .wait = 1, .gradient = 0}});
+}
+
+TEST(SequenceOverlap, OfMamba) {
+  const int64_t E = 2 * D;
+  expect_work_before_waits(
+      sharded<Mamba>({.state_dim = 3, .conv_width = 4}),
+      {{.what = "a half of z, while the halo travels", .verb = Verb::all_to_all_v, .kept = E},
+       {.what = "the other half, while the state travels", .kept = E + E / 2},
+       {.what = "z's weight, while the halo's gradient travels",
+        .verb = Verb::all_to_all_v,
+        .wait = 1,
+        .gradient = E * D}});
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <chrono>
 #include <functional>
+#include <memory>
 #include <thread>
 #include <vector>
 
@@ -12,12 +13,17 @@
 
 namespace sluice::test {
 
-// Calls `before` on its own thread before every verb, and `after` when the verb is done.
+// Calls `before` on its own thread before every verb, and `after` when the verb is done; so do the
+// groups that are split from it, each on a thread of its own. Whoever waits for a verb calls
+// `waiting` first, if given.
 class DelayedCommunicator final : public Communicator {
  public:
   using Hook = std::function<void(Verb)>;
-  DelayedCommunicator(Communicator& inner, Hook before, Hook after)
-      : inner_(inner), before_(std::move(before)), after_(std::move(after)) {}
+  DelayedCommunicator(Communicator& inner, Hook before, Hook after, Hook waiting = {})
+      : inner_(inner),
+        before_(std::move(before)),
+        after_(std::move(after)),
+        waiting_(std::move(waiting)) {}
 
   const char* name() const override { return inner_.name(); }
   int rank() const override { return inner_.rank(); }
@@ -60,7 +66,11 @@ class DelayedCommunicator final : public Communicator {
   }
   std::unique_ptr<Communicator> split(int color, int key) override {
     worker_.drain();
-    return inner_.split(color, key);
+    auto group = inner_.split(color, key);
+    if (group == nullptr) return nullptr;
+    auto delayed = std::make_unique<DelayedCommunicator>(*group, before_, after_, waiting_);
+    delayed->owned_ = std::move(group);
+    return delayed;
   }
   void abort(ExitCode code) override { inner_.abort(code); }
   void shutdown() override {
@@ -70,17 +80,37 @@ class DelayedCommunicator final : public Communicator {
   Traffic traffic(Verb verb) const override { return inner_.traffic(verb); }
 
  private:
+  class Watched final : public Completion {
+   public:
+    Watched(Event event, std::function<void()> waiting)
+        : event_(std::move(event)), waiting_(std::move(waiting)) {}
+    void wait() const override {
+      waiting_();
+      event_.wait();
+    }
+    bool done() const override { return event_.done(); }
+    void order(const Stream&) const override { wait(); }
+
+   private:
+    Event event_;
+    std::function<void()> waiting_;
+  };
+
   Event later(Verb verb, std::function<Event()> run) {
-    return worker_.run([this, verb, run = std::move(run)] {
+    Event event = worker_.run([this, verb, run = std::move(run)] {
       before_(verb);
       run().wait();
       after_(verb);
     });
+    if (!waiting_) return event;
+    return Event(std::make_shared<Watched>(std::move(event), [this, verb] { waiting_(verb); }));
   }
 
+  std::unique_ptr<Communicator> owned_;  // outlives the worker; null: inner_ is another's
   Communicator& inner_;
   Hook before_;
   Hook after_;
+  Hook waiting_;
   Worker worker_;
 };
 
