@@ -37,7 +37,8 @@ for code in 0 2 65 74 93; do
   expect "exit code" $code $?
   expect "requeued after $code" "" "$(requeues)"
 done
-expect "the step" "--mpi=pmix --cpus-per-task=8 /here/build/bin/sluice train X.yaml" "$(tail -1 "$work/srun.log")"
+expect "the step" "--mpi=pmix --cpus-per-task=8 /here/build/bin/sluice train X.yaml" \
+  "$(tail -1 "$work/srun.log")"
 
 bash "$root/launch/slurm.sbatch" X.yaml a=1 >/dev/null &
 job=$!
