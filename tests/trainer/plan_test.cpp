@@ -58,6 +58,12 @@ std::vector<MeshTraffic> traffic_of_a_step(const Config& config, const MeshShape
   return ranks;
 }
 
+int64_t bytes_sent(const VerbTraffic& verbs) {
+  int64_t sent = 0;
+  for (const Traffic& traffic : verbs) sent += traffic.sent;
+  return sent;
+}
+
 // With experts, all but their tokens: of these there is a bound instead.
 void expect_planned_exactly(const Config& config, const MeshShape& shape, bool experts) {
   const std::vector<MeshTraffic> moved = traffic_of_a_step(config, shape);
@@ -75,6 +81,15 @@ void expect_planned_exactly(const Config& config, const MeshShape& shape, bool e
             << to_string(shape);
       }
     }
+  }
+  // What is printed.
+  const std::map<std::string, int64_t> printed =
+      make_plan(config, shape.world()).wire_bytes_per_step;
+  EXPECT_EQ(printed.size(), moved[0].size());
+  for (const auto& [axes, bytes] : printed) {
+    if (experts && axes == "ep") continue;
+    EXPECT_EQ(bytes, bytes_sent(moved[0].at(axes)))
+        << "over " << axes << " of " << to_string(shape);
   }
 }
 
@@ -171,8 +186,7 @@ TEST(Plan, WireBytesOfExpertsAreExpectedAndBounded) {
       const std::vector<MeshTraffic> moved = traffic_of_a_step(config, shape);
       int64_t sum = 0;
       for (const MeshTraffic& rank : moved) {
-        int64_t sent = 0;
-        for (const Traffic& traffic : rank.at("ep")) sent += traffic.sent;
+        const int64_t sent = bytes_sent(rank.at("ep"));
         EXPECT_LE(sent, plan.wire_bytes_bound.at("ep")) << to_string(shape);
         sum += sent;
       }
