@@ -166,7 +166,30 @@ std::vector<Case> cases() {
   add({.stack = "ME*-SE", .mesh = {.dp = 2, .ep = 2, .cp = 2}, .recompute = Recompute::full});
   add({.stack = "ME*-SE", .mesh = {.dp = 4, .ep = 2, .cp = 2}, .zero = 2});
   add({.stack = "SEME", .mesh = {.dp = 2, .ep = 2, .cp = 4}, .micro_batch = 2});
+  // Choice biases, which move by the loads of the whole world.
+  const std::string biases = ", score: sigmoid, bias_rate: 0.01";
+  add({.stack = "ME-SE", .mesh = {.dp = 4, .ep = 2}, .zero = 2, .more = biases});
+  add({.stack = "SE*", .mesh = {.dp = 2, .ep = 2, .cp = 2}, .more = biases});
   return all;
+}
+
+TEST(LayoutTwice, GivesTheSameBits) {
+  const Case twice[] = {
+      {.stack = "ME*-SE", .mesh = {.dp = 4, .ep = 2, .cp = 2}, .zero = 2},
+      {.stack = "M*S", .mesh = {.dp = 2, .cp = 3}, .recompute = Recompute::full},
+  };
+  for (const Case& test_case : twice) {
+    const Config config = config_of(test_case);
+    const Outcome first = train(config, test_case.mesh), second = train(config, test_case.mesh);
+    for (int64_t step = 0; step < kSteps; ++step) {
+      EXPECT_EQ(second.reports[step].loss, first.reports[step].loss);
+      EXPECT_EQ(second.reports[step].grad_norm, first.reports[step].grad_norm);
+    }
+    for (const auto& [name, gradient] : first.gradients)
+      EXPECT_TRUE(bit_equal(second.gradients.at(name), gradient)) << "gradient of " << name;
+    for (const auto& [name, value] : first.values)
+      EXPECT_TRUE(bit_equal(second.values.at(name), value)) << "values of " << name;
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Trainer, Layouts, testing::ValuesIn(cases()),

@@ -100,9 +100,11 @@ TEST(MicroBatches, ThatDoNotDealOutAreRefused) {
   const TinyRun run;
   TrainConfig train = run.config.train;
   train.micro_batch = 3;
-  EXPECT_THROW(deal_micro_batches(train, 1, 1), UsageError);
+  expect_error<UsageError>([&] { deal_micro_batches(train, 1, 1); },
+                           {"train.global_batch 8", "train.micro_batch 3", "dp 1 = 3"});
   train.micro_batch = 4;
-  EXPECT_THROW(deal_micro_batches(train, 1, 4), UsageError);
+  expect_error<UsageError>([&] { deal_micro_batches(train, 1, 4); },
+                           {"train.global_batch 8", "train.micro_batch 4", "dp 4 = 16"});
 }
 
 TEST(MicroBatches, AreDealtOnceEach) {
