@@ -106,4 +106,15 @@ void require_same(CheckpointPeers& peers, const FlatConfig& facts) {
   tell(all);
 }
 
+Config load_same_config(CheckpointPeers& peers, const std::string& path,
+                        const std::vector<std::string>& overrides, const FlatConfig& more) {
+  Config config;
+  agree(peers, [&] { config = load_config(path, overrides).config; });
+  FlatConfig facts = flat_config(config);
+  facts.merge(program_facts());
+  facts.insert(more.begin(), more.end());
+  require_same(peers, facts);
+  return config;
+}
+
 }  // namespace sluice

@@ -10,13 +10,8 @@ namespace {
 
 int train(const TrainOptions& options, World& world) {
   CommunicatorPeers peers(*world.comm);
-  Config config;
-  agree(peers, [&] { config = load_config(options.config, options.overrides).config; });
-  FlatConfig facts = flat_config(config);
-  facts.merge(program_facts());
-  facts["--run"] = options.run;
-  facts["--resume"] = options.resume;
-  require_same(peers, facts);
+  const Config config = load_same_config(peers, options.config, options.overrides,
+                                         {{"--run", options.run}, {"--resume", options.resume}});
   MeshShape shape;
   Device device;
   agree(peers, [&] {

@@ -4,6 +4,7 @@
 #include "trainer/agreement.h"
 #include "trainer/commands/commands.h"
 #include "trainer/device_choice.h"
+#include "trainer/same_program.h"
 #include "trainer/verify/verification.h"
 
 namespace sluice {
@@ -18,9 +19,11 @@ Device device_of(const Config& config, const World& world) {
 }
 
 int verify_config(const VerifyOptions& options, World& world) {
-  const Config config = load_config(options.config, options.overrides).config;
+  CommunicatorPeers peers(*world.comm);
+  const Config config = load_same_config(peers, options.config, options.overrides);
+  Device device;
+  agree(peers, [&] { device = device_of(config, world); });
   set_num_threads(default_num_threads(world.local_size));
-  const Device device = device_of(config, world);
   const OwnedStream stream(device);
   const Place place{.device = device, .stream = stream};
   DeviceWorld ranks(*world.comm, place);
