@@ -20,6 +20,7 @@ constexpr int64_t kHeadDim = 4;
 constexpr int64_t kChunk = 8;
 constexpr int64_t kHeads = 16;
 constexpr int64_t kExperts = 8;
+constexpr int64_t kMinExperts = 4;  // so that there is a choice
 constexpr int64_t kWindow = 11;
 constexpr int64_t kMinTokens = 37;   // of a row
 constexpr int64_t kRowsOfBatch = 2;  // of a micro-batch
@@ -36,13 +37,22 @@ int64_t halve_to(int64_t count, int64_t most) {
   return count;
 }
 
+// Fewer experts, or not, that the same numbers of the world's ranks divide.
+int64_t experts_for(int64_t experts, int64_t world) {
+  int64_t count = 1;
+  for (int64_t ranks = 2; ranks <= std::max(kExperts, world); ++ranks) {
+    if (experts % ranks == 0) count = std::lcm(count, ranks);
+  }
+  return count < kMinExperts ? experts : count;
+}
+
 template <class Config>
 void set_steps(Config& config) {
   config.dt_init_min = kMinStep;
   config.dt_init_max = kMaxStep;
 }
 
-void reduce(Mamba2Config& config, int64_t d_model) {
+void reduce(Mamba2Config& config, int64_t d_model, int) {
   const int64_t heads = config.num_heads(d_model);
   const int64_t groups = halve_to(config.groups, 2);
   config.heads = groups * std::min<int64_t>(heads / config.groups, 4);
@@ -53,14 +63,14 @@ void reduce(Mamba2Config& config, int64_t d_model) {
   set_steps(config);
 }
 
-void reduce(MambaConfig& config, int64_t) {
+void reduce(MambaConfig& config, int64_t, int) {
   if (config.inner > 0) config.inner = std::min(config.inner, 2 * kWidth);
   if (config.dt_rank > 0) config.dt_rank = std::min<int64_t>(config.dt_rank, 3);
   config.state_dim = std::min(config.state_dim, kStateDim);
   set_steps(config);
 }
 
-void reduce(AttentionConfig& config, int64_t d_model) {
+void reduce(AttentionConfig& config, int64_t d_model, int) {
   const int64_t width = config.head_dim > 0 ? config.head_dim : d_model / config.heads;
   const int64_t kv_heads = config.kv_heads > 0 ? config.kv_heads : config.heads;
   const int64_t queries_per_kv = config.heads / kv_heads;
@@ -75,10 +85,10 @@ void reduce(AttentionConfig& config, int64_t d_model) {
   if (config.window > 0) config.window = std::min(config.window, kWindow);
 }
 
-void reduce(MlpConfig& config, int64_t) { config.hidden = std::min(config.hidden, kHidden); }
+void reduce(MlpConfig& config, int64_t, int) { config.hidden = std::min(config.hidden, kHidden); }
 
-void reduce(MoeConfig& config, int64_t) {
-  config.experts = halve_to(config.experts, kExperts);
+void reduce(MoeConfig& config, int64_t, int world) {
+  config.experts = experts_for(config.experts, world);
   config.groups = std::gcd(config.groups, config.experts);
   config.topk_group = std::min(config.topk_group, config.groups);
   const int64_t choice = config.experts / config.groups * config.topk_group;
@@ -105,7 +115,7 @@ Config reduce_config(const Config& config, int world) {
     distinct.push_back(branch);
   }
   for (BranchConfig& branch : distinct) {
-    std::visit([&](auto& kind) { reduce(kind, config.model.d_model); }, branch.config);
+    std::visit([&](auto& kind) { reduce(kind, config.model.d_model, world); }, branch.config);
   }
   model.stack = StackConfig{};
   model.stack.branches = distinct;
