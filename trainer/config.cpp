@@ -50,6 +50,7 @@ void OptimizerConfig::validate() const {
     if (betas[i] < 1) continue;
     throw FieldError(item_path("betas", i), concat("expected a number below 1, got ", betas[i]));
   }
+  if (eps <= 0) throw FieldError("eps", "expected a number above 0, as 1e-8, got 0");
 }
 
 void ParallelConfig::validate() const {

@@ -136,6 +136,8 @@ TEST_F(WholeConfig, CrossChecks) {
             "4");
   EXPECT_EQ(first_line(error_of(kTiny + "optimizer: {betas: [0.9, 1]}\n")),
             "run.yaml:2:26: optimizer.betas[1]: expected a number below 1, got 1");
+  EXPECT_EQ(first_line(error_of(kTiny, {"optimizer.eps=0"})),
+            "command line: optimizer.eps: expected a number above 0, as 1e-8, got 0");
   EXPECT_EQ(first_line(error_of(kTiny, {"parallel.dp=4", "parallel.ep=3"})),
             "command line: parallel.ep: expected a divisor of parallel.dp = 4, got 3");
   EXPECT_EQ(first_line(error_of(kTiny, {"parallel.dp=32"})),
