@@ -170,18 +170,55 @@ class Train(unittest.TestCase):
         one = self.train("axes1", "train.steps=12", constant)
         self.assertEqual(one.returncode, 0, one.stderr)
         expected = losses(self.root / "axes1")
-        layouts = [(2, ["parallel.cp=2"]),
-                   (4, ["parallel.ep=2", "parallel.cp=2", "parallel.zero=2"])]
-        for ranks, layout in layouts:
+        by_heads = "each with 2 of 4 query heads and 1 of 2 key-value heads"
+        layouts = [(2, ["parallel.cp=2"], ["mesh dp 1 x ep 1 x cp 2", by_heads]),
+                   (3, ["parallel.cp=3"], ["mesh dp 1 x ep 1 x cp 3", "on a ring over 3 ranks"]),
+                   (4, ["parallel.ep=2", "parallel.cp=2", "parallel.zero=2"],
+                    ["mesh dp 2 x ep 2 x cp 2", by_heads])]
+        for ranks, layout, said in layouts:
             name = f"axes{ranks}"
             result = self.train(name, "train.steps=6", constant, *layout, ranks=ranks)
             self.assertEqual(result.returncode, 0, result.stdout + result.stderr)
+            for text in said:
+                self.assertIn(text, result.stdout)
             again = self.train(name, "train.steps=12", constant)  # on one rank
             self.assertEqual(again.returncode, 0, again.stdout + again.stderr)
             self.assertIn("at step 6", again.stdout)
             for step, loss in losses(self.root / name).items():
                 # A rounding error may send a token to another expert.
                 self.assertAlmostEqual(loss / expected[step], 1, places=3, msg=f"step {step}")
+
+    def test_carried_states_go_on_on_another_number_of_ranks(self):
+        # On one rank and on two a step has the same bits, so a state of another row would show.
+        settings = ["data.carry_state=true", "model.stack.pattern=M-S", "schedule.type=constant"]
+        whole = self.train("carried", "train.steps=10", *settings)
+        self.assertEqual(whole.returncode, 0, whole.stderr)
+        expected = losses(self.root / "carried")
+        for first, then in ((1, 2), (2, 1), (2, 4)):
+            name = f"carried{first}{then}"
+            for steps, ranks in ((5, first), (10, then)):
+                result = self.train(name, f"train.steps={steps}", *settings, ranks=ranks)
+                self.assertEqual(result.returncode, 0, result.stdout + result.stderr)
+            self.assertIn("at step 5", result.stdout)
+            self.assertEqual(losses(self.root / name), expected, name)
+
+    def test_verify_says_whether_all_holds(self):
+        # A loss that is not a number equals nothing.
+        for z_loss, code in (("0.001", 0), ("1e308", 70)):
+            result = run("verify", CONFIG, "model.stack.pattern=E", f"model.moe.z_loss={z_loss}",
+                         "--json", cwd=self.root, ranks=2)
+            self.assertEqual(result.returncode, code, result.stdout + result.stderr)
+            verdict = json.loads(result.stdout)
+            self.assertEqual(verdict["holds"], code == 0)
+            self.assertEqual(verdict["stack"], "EE")
+            checked = [(check["mesh"]["dp"], check["mesh"]["ep"], check["mesh"]["cp"],
+                        check["zero"], check["dtype"]) for check in verdict["layouts"]]
+            self.assertEqual(checked, [(*mesh, zero, dtype)
+                                       for mesh in ((2, 1, 1), (2, 2, 1), (1, 1, 2))
+                                       for zero, dtype in ((0, "f64"), (1, "f64"), (2, "f64"),
+                                                           (0, "f32"))])
+            for check in verdict["layouts"]:
+                self.assertEqual(check["holds"], code == 0, check)
 
     def test_experts_that_do_not_divide_over_their_ranks(self):
         result = self.train("bad", "model.stack.pattern=ME", "model.moe.experts=3",
@@ -213,6 +250,12 @@ class Train(unittest.TestCase):
         self.assertEqual(result.returncode, 2, result.stderr)
         self.assertIn("program.executable: ", result.stderr)
         self.assertFalse((self.root / "unequal").exists())
+        verify = [SLUICE, "verify", CONFIG]
+        result, seconds = self.start_differently(verify, [*verify, "model.mlp.hidden=40"])
+        self.assertEqual(result.returncode, 2, result.stderr)
+        self.assertLess(seconds, 5)
+        self.assertEqual(result.stderr.count("sluice: error"), 1, result.stderr)
+        self.assertIn("model.mlp.hidden: 48 on rank 0; 40 on rank 1", result.stderr)
 
     def test_an_output_path_that_cannot_be_written(self):
         (self.root / "occupied").write_text("a file")

@@ -54,6 +54,23 @@ TEST(ReducedConfig, KeepsWhatHeadsAndExpertsDivideBy) {
   }
 }
 
+// Otherwise a layout that training takes would be skipped.
+TEST(ReducedConfig, ExpertsDealOutOverTheSameRanks) {
+  TinyRun tiny("E");
+  for (const int world : {2, 8, 12, 32}) {
+    for (const int64_t experts : {1, 3, 8, 11, 15, 16, 22, 48, 64, 160}) {
+      std::get<MoeConfig>(tiny.config.model.sections).experts = experts;
+      std::get<MoeConfig>(tiny.config.model.sections).top_k = 1;
+      const Config config = reduce_config(tiny.config, world);
+      const auto& reduced = std::get<MoeConfig>(config.model.stack.branches[0].config);
+      EXPECT_LE(reduced.experts, experts);
+      EXPECT_GE(reduced.experts, std::min<int64_t>(experts, 4));
+      for (int64_t ep = 1; ep <= world; ++ep)
+        EXPECT_EQ(reduced.experts % ep == 0, experts % ep == 0) << experts << " over " << ep;
+    }
+  }
+}
+
 TEST(SyntheticRows, AreTheSameWhoeverCutsThem) {
   const SyntheticRows rows{.seed = 5, .row_tokens = 37, .vocab_size = 41};
   const Batch whole = rows.batch(1, 0, 8, {});
@@ -123,6 +140,39 @@ TEST(Verification, WhatIsNotANumberDoesNotHold) {
   const double nan = std::numeric_limits<double>::quiet_NaN();
   const auto differences = compare_traces(trace_with(nan, nan), trace_with(4, 2), 1e-10);
   for (size_t i = 0; i < 3; ++i) EXPECT_FALSE(differences[i].holds()) << differences[i].quantity;
+}
+
+TEST(Verification, IsShownWithWhatDiffersMostAndWhatFails) {
+  const double nan = std::numeric_limits<double>::quiet_NaN();
+  LayoutCheck check{.mesh = {.dp = 4, .ep = 2, .cp = 1},
+                    .zero = 2,
+                    .skipped = {},
+                    .differences = {{"loss", -nan, 1e-10, "loss of step 2"},
+                                    {"gradients", 3e-4, 1e-10, "branches.1.mlp.up.weight"},
+                                    {"parameters", 2e-11, 1e-10, "final_norm.weight"},
+                                    {"replicas", 1, 0, ""},
+                                    {"choices", 0, 0, "of 40"}}};
+  EXPECT_EQ(describe_layout(check),
+            "dp 4 ep 2 cp 1      2     f64      nan       3.0e-04    2.0e-11     equal    differ   "
+            "branches.1.mlp.up.weight\n"
+            "    FAILED: loss nan (at most 1e-10) loss of step 2\n"
+            "    FAILED: gradients 0.0003 (at most 1e-10) branches.1.mlp.up.weight\n"
+            "    FAILED: replicas 1 (at most 0e+00) \n");
+  const Verification verification{
+      .stack = "E-", .gradient_tolerance = 1e-6, .kinds = {}, .layouts = {check}};
+  EXPECT_FALSE(verification.holds());
+  const nlohmann::json json = to_json(verification);
+  EXPECT_EQ(json["holds"], false);
+  const nlohmann::json& layout = json["layouts"][0];
+  EXPECT_EQ(layout["mesh"], (nlohmann::json{{"dp", 4}, {"ep", 2}, {"cp", 1}}));
+  EXPECT_EQ(layout["zero"], 2);
+  EXPECT_EQ(layout["dtype"], "f64");
+  EXPECT_EQ(layout["holds"], false);
+  EXPECT_EQ(layout["quantities"]["loss"]["error"], "nan");
+  EXPECT_EQ(layout["quantities"]["gradients"]["error"], 3e-4);
+  EXPECT_EQ(layout["quantities"]["gradients"]["where"], "branches.1.mlp.up.weight");
+  EXPECT_EQ(layout["quantities"]["gradients"]["holds"], false);
+  EXPECT_EQ(layout["quantities"]["parameters"]["holds"], true);
 }
 
 TEST(Verification, HoldsForATinyModelOnTwoRanks) {

@@ -9,9 +9,14 @@ namespace sluice {
 
 namespace {
 
+// Errors are not negative, but a NaN may have a sign.
+std::string text_of(const char* format, double error) {
+  return fmt::format(fmt::runtime(format), std::fabs(error));
+}
+
 // JSON has no number for what is not finite.
 nlohmann::json number(double value) {
-  return std::isfinite(value) ? nlohmann::json(value) : nlohmann::json(fmt::format("{}", value));
+  return std::isfinite(value) ? nlohmann::json(value) : nlohmann::json(text_of("{}", value));
 }
 
 const Difference* find(const LayoutCheck& check, const char* quantity) {
@@ -24,7 +29,7 @@ const Difference* find(const LayoutCheck& check, const char* quantity) {
 std::string cell(const Difference* difference) {
   if (difference == nullptr) return "-";
   if (difference->tolerance == 0) return difference->holds() ? "equal" : "differ";
-  return fmt::format("{:.1e}", difference->error);
+  return text_of("{:.1e}", difference->error);
 }
 
 std::string dtype_name(const LayoutCheck& check) {
@@ -111,8 +116,9 @@ std::string describe_layout(const LayoutCheck& check) {
                   cell(find(check, "choices")), cell(find(check, "replicas")), worst);
   for (const Difference& difference : check.differences) {
     if (difference.holds()) continue;
-    text += fmt::format("    FAILED: {} {:.3g} (at most {:.0e}) {}\n", difference.quantity,
-                        difference.error, difference.tolerance, difference.where);
+    text +=
+        fmt::format("    FAILED: {} {} (at most {:.0e}) {}\n", difference.quantity,
+                    text_of("{:.3g}", difference.error), difference.tolerance, difference.where);
   }
   return text;
 }
