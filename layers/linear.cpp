@@ -10,8 +10,8 @@ namespace sluice {
 Linear::Linear(const LayerBuild& build, const std::string& name, const LinearSpec& spec)
     : store_(&build.store), count_(spec.out) {
   const double bound = spec.scale / std::sqrt(double(spec.in));
-  weight_ = store_->add(build.prefix + name + ".weight", {spec.out, spec.in}, uniform(bound), {},
-                        spec.parts);
+  weight_ = store_->add(build.prefix + name + ".weight", {spec.out, spec.in}, uniform(bound),
+                        {.product = true}, spec.parts);
   if (spec.bias) {
     bias_ =
         store_->add(build.prefix + name + ".bias", {spec.out}, constant(0), kNoDecay, spec.parts);
@@ -41,7 +41,7 @@ void Linear::backward_weight(const Context& ctx, const ConstTensorView& x,
              .b = x.matrix(),
              .c = rows_of(store_->grad(weight_)),
              .transpose_a = true,
-             .beta = 1});
+             .beta = store_->grad_beta(weight_)});
   if (bias_.index >= 0) sum_rows(ctx, dy, part_of(store_->grad(bias_)));
 }
 

@@ -28,7 +28,8 @@ class Linear {
 
   // x (..., in) -> y (..., out); rows may be strided.
   void forward(const Context& ctx, const ConstTensorView& x, const TensorView& y) const;
-  // dW += dy^T x, db += sum of dy.
+  // dW = dy^T x, or dW += dy^T x (see ParameterStore::begin_gradients()); db += sum of dy. Once in
+  // a backward for each output.
   void backward_weight(const Context& ctx, const ConstTensorView& x,
                        const ConstTensorView& dy) const;
   // dx = dy W, or dx += dy W.

@@ -58,6 +58,7 @@ void ParameterStore::add_section(ReduceGroup group, bool rounded, int64_t unit) 
     const bool is_rounded = dtype_ == DType::bf16 && !parameter.flags.precise;
     if (parameter.flags.group != group || is_rounded != rounded) continue;
     parameter.offset = end;
+    if (parameter.flags.product) products_.push_back({end, end + parameter.dims.numel()});
     end += align_up(parameter.dims.numel() * size_of(master_dtype())) / size_of(master_dtype());
   }
   if (section.span.size() == 0) return;
@@ -104,6 +105,21 @@ int64_t ParameterStore::num_elements() const {
 void ParameterStore::bind_gradients(TensorView flat) {
   expect("gradients", flat, {flat_size_}, master_dtype(), device_);
   gradients_ = flat;
+  products_overwrite_ = false;
+}
+
+void ParameterStore::begin_gradients(const Context& ctx, TensorView flat) {
+  bind_gradients(flat);
+  products_overwrite_ = true;
+  int64_t begin = 0;  // of what products leave alone, padding included
+  const auto zero_until = [&](int64_t end) {
+    if (end > begin) zero(ctx, flat.columns(begin, {end - begin}));
+  };
+  for (const FlatSpan& product : products_) {
+    zero_until(product.begin);
+    begin = product.end;
+  }
+  zero_until(flat_size_);
 }
 
 TensorView ParameterStore::view(TensorView flat, ParameterId id) const {

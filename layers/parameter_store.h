@@ -27,7 +27,9 @@ struct ParameterFlags {
   bool decay = true;     // weight decay applies (not to A_log, D, dt_bias, norms, biases)
   bool precise = false;  // read as its f32 master in a bf16 model, not rounded
   ReduceGroup group = ReduceGroup::dense;
-  bool frozen = false;  // no optimizer update
+  bool frozen = false;   // no optimizer update
+  bool product = false;  // its gradient is written by matrix products alone, each element by one in
+                         // a backward: by grad_beta() they add to it or overwrite it
   double lr_scale = 1;
   int64_t shards = 1;  // equal parts along the first dim, of which this store holds number `shard`
   int64_t shard = 0;
@@ -127,8 +129,15 @@ class ParameterStore {
   }
   TensorView optional_grad(ParameterId id) const { return id.index < 0 ? TensorView{} : grad(id); }
 
-  // Gradients accumulate into whatever flat tensor is bound (master_dtype, flat_size elements).
+  // Backward passes add to whatever flat tensor is bound (master_dtype, flat_size elements).
   void bind_gradients(TensorView flat);
+  // The same for one backward, which starts anew whatever the tensor holds: zeroes what it adds to,
+  // and has products overwrite the rest. Of a step with one micro-batch that saves a pass over all
+  // gradients that writes them, and one that reads them.
+  void begin_gradients(const Context& ctx, TensorView flat);
+  double grad_beta(ParameterId id) const {
+    return products_overwrite_ && parameter(id).flags.product ? 0 : 1;
+  }
   TensorView grad(ParameterId id) const { return view(gradients_, id); }
   TensorView gradients() const { return gradients_; }
 
@@ -146,11 +155,13 @@ class ParameterStore {
   bool frozen_ = false;
   int64_t flat_size_ = 0;
   std::vector<ArenaSection> sections_;
+  std::vector<FlatSpan> products_;  // ascending
   Buffer storage_;
   TensorView values_;
   Buffer rounded_storage_;
   TensorView rounded_;
   TensorView gradients_;
+  bool products_overwrite_ = false;
 };
 
 }  // namespace sluice

@@ -124,8 +124,11 @@ void GradientAccumulation::run_leaf(const Context& ctx, const Model& model, cons
   const bool reduces = last || reduces_every_leaf();
   const TensorView& own = buffers_[leaf.buffer];
   const TensorView& flat = reduces_every_leaf() ? leaf_ : own;
-  if (!adds_in_place() || index == 0) zero(ctx, flat);
-  store_.bind_gradients(flat);
+  if (!adds_in_place() || index == 0) {
+    store_.begin_gradients(ctx, flat);
+  } else {
+    store_.bind_gradients(flat);
+  }
   const TensorView scalars = scalars_.row_range(index, 1).reshape({kScalars});
   StatisticsSink statistics = statistics_.sink();
   statistics.losses = scalars.columns(1, {2});

@@ -121,6 +121,7 @@ void grouped_gemm_weight(const Context& ctx, const GroupedGemmWeight& args) {
   const auto [X] = args.offsets.shape<1>("offsets: (X + 1)");
   const DType dtype = args.a.dtype;
   SLUICE_CHECK(X >= 2, "offsets: (X + 1) with at least one group, got ", X);
+  SLUICE_CHECK(args.beta == 0 || args.beta == 1, "beta: 0 or 1, got ", args.beta);
   expect("b", args.b, {rows, N}, dtype, ctx.device);
   expect("weights", args.weights, {X - 1, M, N}, stat_dtype(dtype), ctx.device);
   expect("offsets", args.offsets, {X}, DType::i64, ctx.device);

@@ -49,12 +49,13 @@ struct GroupedGemm {
 };
 void grouped_gemm(const Context& ctx, const GroupedGemm& args);
 
-// dW[e] += a[rows of e]^T b[rows of e]
+// dW[e] = a[rows of e]^T b[rows of e] + beta dW[e], also of groups without rows
 struct GroupedGemmWeight {
   ConstTensorView a = {};        // (rows, M)
   ConstTensorView b = {};        // (rows, N)
-  TensorView weights = {};       // (X, M, N) statistics, accumulated
+  TensorView weights = {};       // (X, M, N) statistics
   ConstTensorView offsets = {};  // (X + 1) i64
+  double beta = 1;               // or 0, which overwrites dW, whatever it held
 };
 void grouped_gemm_weight(const Context& ctx, const GroupedGemmWeight& args);
 

@@ -226,7 +226,7 @@ void grouped_gemm_weight(const GroupedGemmWeight& args) {
                         .lda = args.a.row_stride,
                         .b = args.b.row<T>(offsets[group]),
                         .ldb = args.b.row_stride,
-                        .beta = 1,
+                        .beta = T(args.beta),
                         .c = weight.as<T>(),
                         .ldc = weight.row_stride});
   }

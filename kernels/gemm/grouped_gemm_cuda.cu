@@ -31,7 +31,7 @@ __global__ void __launch_bounds__(PlainTile::kThreads)
   __shared__ PlainTile tile;
   const int64_t begin = offsets[blockIdx.z];
   product.K = offsets[blockIdx.z + 1] - begin;
-  if (product.K == 0) return;
+  if (product.K == 0 && product.beta == 1) return;
   product.a += begin * product.a_column;
   product.b += begin * product.b_row;
   product.c += blockIdx.z * c_group;
@@ -93,7 +93,7 @@ void grouped_gemm_weight(const Context& ctx, const GroupedGemmWeight& args) {
                                          .N = N,
                                          .K = 0,
                                          .alpha = 1,
-                                         .beta = 1};
+                                         .beta = float(args.beta)};
     launch(ctx, "grouped_gemm_weight",
            {.blocks = {unsigned(ceil_div(M, PlainTile::kSize)),
                        unsigned(ceil_div(N, PlainTile::kSize)), unsigned(groups)},

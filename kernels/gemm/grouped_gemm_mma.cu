@@ -131,9 +131,9 @@ __device__ void store_bf16(const Sums& sums, int warp_m, int warp_n, Bf16* share
   }
 }
 
-// A quad of lanes has 32 bytes of a row.
-__device__ void accumulate_f32(const Sums& sums, int warp_m, int warp_n, const GroupedProduct& p,
-                               const GroupedTile& tile) {
+// C = sums + beta C, beta 0 or 1. A quad of lanes has 32 bytes of a row.
+__device__ void store_f32(const Sums& sums, int warp_m, int warp_n, const GroupedProduct& p,
+                          const GroupedTile& tile) {
   float* const c = static_cast<float*>(p.c) + tile.group * p.c_group;
 #pragma unroll
   for (int i = 0; i < kWarpSize / kMmaM; ++i) {
@@ -147,7 +147,7 @@ __device__ void accumulate_f32(const Sums& sums, int warp_m, int warp_n, const G
         const int64_t n = tile.n + warp_n + j * kMmaN + Accumulator::column(0);
         if (n >= p.N) continue;
         const Accumulator& sum = sums.tiles[i][j];
-        const float2 old = row[n / 2];
+        const float2 old = p.beta == 0 ? float2{0, 0} : row[n / 2];
         row[n / 2] = {old.x + sum.values[2 * half], old.y + sum.values[2 * half + 1]};
       }
     }
@@ -185,7 +185,7 @@ __global__ void __launch_bounds__(kThreads, 2) grouped_mma_kernel(GroupedProduct
     multiply<kForm>(at, at + kTileElements, warp_m, warp_n, sums);
   }
   if constexpr (kForm == GroupedForm::inner) {
-    accumulate_f32(sums, warp_m, warp_n, p, tile);
+    store_f32(sums, warp_m, warp_n, p, tile);
   } else {
     __syncthreads();
     store_bf16(sums, warp_m, warp_n, shared, p, tile);

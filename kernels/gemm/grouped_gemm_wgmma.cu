@@ -175,7 +175,7 @@ template <class K>
 __device__ void write_tile(const float (&d)[kSums], const GroupedProduct& p,
                            const SwigluOperands& swiglu, int64_t first, const GroupedTile& tile) {
   if constexpr (K::kInner) {
-    add_sums(d, p, first, tile);
+    store_sums_f32(d, p, first, tile);
   } else if constexpr (K::kResult == GroupedResult::swiglu) {
     store_swiglu(d, p, swiglu, first, tile);
   } else if constexpr (K::kResult == GroupedResult::swiglu_gradient) {
@@ -205,6 +205,12 @@ __device__ void consume(uint8_t* stages, Barriers& barriers, const typename K::T
     const int slices = slices_of(tile);
     const int64_t first = tile.m + consumer * 64;
     const bool any_row = first < tile.m_end;  // else the other warpgroup multiplies alone
+    if constexpr (K::kInner) {
+      if (slices == 0) {  // sums that nothing adds to, where they are to be overwritten
+        store_zeros_f32<kColumns>(tiles.p, first, tile);
+        continue;
+      }
+    }
     int last = 0;
     for (int slice = 0; slice < slices; ++slice, turn.advance()) {
       uint8_t* const stage = stages + turn.stage * kStageBytes;

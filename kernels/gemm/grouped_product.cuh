@@ -11,7 +11,7 @@ namespace sluice::cuda {
 enum class GroupedForm {
   rows_nk,  // groups of rows; B is (N, K)
   rows_kn,  // groups of rows; B is (K, N)
-  inner,    // groups of the inner dimension; A is (K, M), B is (K, N), C is f32 and accumulated
+  inner,    // groups of the inner dimension; A is (K, M), B is (K, N), C is f32; beta is 0 or 1
 };
 
 struct GroupedProduct {
@@ -55,7 +55,7 @@ struct GroupedProduct {
         K(args.a.dim(0)),
         offsets(args.offsets.as<int64_t>()),
         groups(int(args.offsets.numel() - 1)),
-        beta(1) {}
+        beta(float(args.beta)) {}
 };
 
 // What becomes of the sums of a product whose rows are grouped.
@@ -117,7 +117,7 @@ struct GroupedTiles {
               int64_t(at.column) * kColumns,
               p.offsets[group],
               p.offsets[group + 1]};
-      if (tile.k < tile.k_end) tile.group = group;
+      if (tile.k < tile.k_end || p.beta == 0) tile.group = group;
     } else {
       const BandedTile at(index, row_tiles, column_tiles);
       const GroupTile rows = find_group_tile<kRows>(p.offsets, p.groups, at.row);

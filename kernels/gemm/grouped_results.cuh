@@ -178,11 +178,12 @@ __device__ void store_swiglu_gradient(const float (&d)[kSums], const SwigluOpera
   }
 }
 
-// f32, added to C. Nobody else adds to these elements: the order is that of the launches. The
-// addition happens in the L2 cache, and nothing waits for the old value.
+// C = sums + beta C in f32, beta 0 or 1. Nobody else adds to these elements: the order is that of
+// the launches. The addition happens in the L2 cache, and nothing waits for the old value; but all
+// blocks add at the same time, and the tensor cores wait for that: overwriting is a third faster.
 template <int kSums>
-__device__ void add_sums(const float (&d)[kSums], const GroupedProduct& p, int64_t first,
-                         const GroupedTile& tile) {
+__device__ void store_sums_f32(const float (&d)[kSums], const GroupedProduct& p, int64_t first,
+                               const GroupedTile& tile) {
   const bool odd = threadIdx.x % 2 != 0;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
@@ -198,10 +199,26 @@ __device__ void add_sums(const float (&d)[kSums], const GroupedProduct& p, int64
       const float4 sum = odd ? float4{x, y, right[0], right[1]} : float4{left[0], left[1], x, y};
       const int64_t n = tile.n + 8 * (j + odd) + int(threadIdx.x) % 4 / 2 * 4;
       if (m >= tile.m_end || n >= p.N) continue;
+      if (p.beta == 0) {
+        *reinterpret_cast<float4*>(c + n) = sum;
+        continue;
+      }
       asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};\n" ::"l"(c + n),
                    "f"(sum.x), "f"(sum.y), "f"(sum.z), "f"(sum.w)
                    : "memory");
     }
+  }
+}
+
+// C = 0 in f32: a warpgroup's 64 rows of a tile of kColumns.
+template <int kColumns>
+__device__ void store_zeros_f32(const GroupedProduct& p, int64_t first, const GroupedTile& tile) {
+  constexpr int kPieces = kColumns / 4;
+  for (int i = int(threadIdx.x) % 128; i < 64 * kPieces; i += 128) {
+    const int64_t m = first + i / kPieces, n = tile.n + i % kPieces * 4;
+    if (m >= tile.m_end || n >= p.N) continue;
+    float* const c = static_cast<float*>(p.c) + tile.group * p.c_group + m * p.c_stride + n;
+    *reinterpret_cast<float4*>(c) = {0, 0, 0, 0};
   }
 }
 

@@ -147,7 +147,8 @@ void DistributedExperts::backward(const Context& ctx, const TensorView& gradient
                             .up = up,
                             .hidden = hidden.row_range(0, count),
                             .dup = dup.row_range(0, count),
-                            .gradient = dgrouped.row_range(0, count)});
+                            .gradient = dgrouped.row_range(0, count),
+                            .later_round = i > 0});
     // The round's rows of `gradient` have left: their places are free for what comes back.
     exchange_.finish(ctx, exchange_.begin_return(ctx, tape.routes, i, dgrouped, gradient));
   }

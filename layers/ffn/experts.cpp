@@ -29,8 +29,10 @@ Experts::Experts(const LayerBuild& build, const ExpertsSpec& spec)
   const int64_t D = build.d_model;
   const double bound = 1 / std::sqrt(double(D));
   const double out_bound = 1 / std::sqrt(double(F_) * double(build.num_residuals));
-  const ParameterFlags flags{
-      .group = ReduceGroup::expert, .shards = ep, .shard = ep == 1 ? 0 : group->rank()};
+  const ParameterFlags flags{.group = ReduceGroup::expert,
+                             .product = true,
+                             .shards = ep,
+                             .shard = ep == 1 ? 0 : group->rank()};
   up_ = store_.add(
       build.prefix + (gated ? "experts.gate_up.weight" : "experts.up.weight"),
       {spec.experts, up_width_, D}, uniform(bound), flags,
@@ -71,11 +73,16 @@ void Experts::backward(const Context& ctx, const Backward& io) const {
                               .up = io.up,
                               .dup = io.dup,
                               .hidden = io.hidden});
-  grouped_gemm_weight(
-      ctx,
-      {.a = io.gradient, .b = io.hidden, .weights = store_.grad(down_), .offsets = io.offsets});
-  grouped_gemm_weight(
-      ctx, {.a = io.dup, .b = io.rows, .weights = store_.grad(up_), .offsets = io.offsets});
+  const auto weight_gradient = [&](ParameterId id, const ConstTensorView& a,
+                                   const ConstTensorView& b) {
+    grouped_gemm_weight(ctx, {.a = a,
+                              .b = b,
+                              .weights = store_.grad(id),
+                              .offsets = io.offsets,
+                              .beta = io.later_round ? 1 : store_.grad_beta(id)});
+  };
+  weight_gradient(down_, io.gradient, io.hidden);
+  weight_gradient(up_, io.dup, io.rows);
   grouped_gemm(
       ctx, {.a = io.dup, .weights = store_.value(up_), .c = io.gradient, .offsets = io.offsets});
 }

@@ -36,7 +36,6 @@ class Experts {
   };
   void forward(const Context& ctx, const Forward& io) const;
 
-  // Adds to the gradients of the weights.
   struct Backward {
     ConstTensorView rows = {};     // (rows, D)
     ConstTensorView offsets = {};  // (X + 1) i64
@@ -44,6 +43,7 @@ class Experts {
     TensorView hidden = {};        // (rows, F), scratch
     TensorView dup = {};           // (rows, U), scratch
     TensorView gradient = {};      // (rows, D): of out; then of rows
+    bool later_round = false;      // adds to the weights' gradients of an earlier round
   };
   void backward(const Context& ctx, const Backward& io) const;
 

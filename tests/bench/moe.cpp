@@ -68,8 +68,11 @@ class Moe final : public Workload {
                                 .up = gate_up_,
                                 .dup = dgate_up_,
                                 .hidden = hidden_});
-    grouped_gemm_weight(ctx, {.a = drows_, .b = hidden_, .weights = ddown_, .offsets = offsets_});
-    grouped_gemm_weight(ctx, {.a = dgate_up_, .b = rows_, .weights = dup_, .offsets = offsets_});
+    // As in a step's first micro-batch.
+    grouped_gemm_weight(
+        ctx, {.a = drows_, .b = hidden_, .weights = ddown_, .offsets = offsets_, .beta = 0});
+    grouped_gemm_weight(
+        ctx, {.a = dgate_up_, .b = rows_, .weights = dup_, .offsets = offsets_, .beta = 0});
     grouped_gemm(ctx, {.a = dgate_up_, .weights = up_, .c = drows_, .offsets = offsets_});
     token_permute_backward(ctx, {.drows = drows_, .slot = slot_, .dx = dx_});
     topk_router_backward(ctx, {.dweights = dweights_,

@@ -169,6 +169,19 @@ TEST(GroupedGemm, AgreesWithOneGemmPerGroup) {
   }
 }
 
+TEST(GroupedGemm, WeightGradientOverwritesEveryGroup) {
+  const int64_t X = 3, rows = 21, M = 7, N = 9;
+  TestContext ctx;
+  Tensor offsets({X + 1}, DType::i64);
+  offsets.fill({0, 13, 13, 20});
+  Tensor a = normal({rows, M}, DType::f64, 1), b = normal({rows, N}, DType::f64, 2);
+  Tensor weights({X, M, N}, DType::f64), expected({X, M, N}, DType::f64);  // weights: NaN
+  expected.fill(0);
+  grouped_gemm_weight(ctx, {.a = a, .b = b, .weights = weights, .offsets = offsets, .beta = 0});
+  grouped_gemm_weight(ctx, {.a = a, .b = b, .weights = expected, .offsets = offsets});
+  for (int64_t i = 0; i < X * M * N; ++i) EXPECT_EQ(weights.get(i), expected.get(i));
+}
+
 TEST(GroupedGemm, WeightGradientAccumulatesPerGroup) {
   const int64_t X = 3, rows = 21, M = 7, N = 9;
   TestContext ctx;

@@ -122,6 +122,23 @@ TEST_P(ModelPatterns, RecomputationChangesNoBit) {
   }
 }
 
+// Matrix products overwrite their gradients, and whatever else there is was zeroed.
+TEST_P(ModelPatterns, GradientsMayStartFromAnything) {
+  Harness zeroed(tiny(GetParam()), DType::f64), begun(tiny(GetParam()), DType::f64);
+  begun.gradients.fill(std::nan(""));
+  zeroed.train();
+  begun.store.begin_gradients(begun.ctx, begun.gradients);
+  begun.train();
+  for (int64_t i = 0; i < zeroed.store.flat_size(); ++i)
+    ASSERT_EQ(begun.gradients.get(i), zeroed.gradients.get(i)) << "element " << i;
+  // Once more, now added.
+  begun.store.bind_gradients(begun.gradients);
+  zeroed.train();
+  begun.train();
+  for (int64_t i = 0; i < zeroed.store.flat_size(); ++i)
+    ASSERT_EQ(begun.gradients.get(i), zeroed.gradients.get(i)) << "element " << i;
+}
+
 TEST_P(ModelPatterns, StepsAgreeWithTheForward) {
   Harness h(tiny(GetParam()), DType::f32);
   const int64_t B = 2, T = 13, V = 11;

@@ -85,19 +85,29 @@ TEST_P(GroupedGemmGpu, AgreesWithCpu) {
       {.arena_bytes = kArenaBytes});
 }
 
+void check_weight_gradient(Side& side, const Case& c, double beta) {
+  const auto& [older, groups, w] = c;
+  const Dims dims{int64_t(groups.offsets.size()) - 1, w.K, w.N};
+  const TensorView weights =
+      beta == 0 ? side.nothing(dims, stat_dtype(side.dtype())) : side.stat_normal(dims);
+  multiply(side,
+           GroupedGemmWeight{.a = side.normal({groups.rows, w.K}, 1, 0, w.padding),
+                             .b = side.normal({groups.rows, w.N}, 1, 0, w.padding),
+                             .weights = weights,
+                             .offsets = side.values({dims[0] + 1}, DType::i64, groups.offsets),
+                             .beta = beta},
+           older);
+  side.compare("dw", weights);
+}
+
 TEST_P(GroupedGemmGpu, WeightGradientAgreesWithCpu) {
-  check_on_gpu(
-      [](Side& side) {
-        const auto& [older, groups, w] = GetParam();
-        const int64_t X = int64_t(groups.offsets.size()) - 1;
-        multiply(side,
-                 GroupedGemmWeight{.a = side.normal({groups.rows, w.K}, 1, 0, w.padding),
-                                   .b = side.normal({groups.rows, w.N}, 1, 0, w.padding),
-                                   .weights = side.compare("dw", side.stat_normal({X, w.K, w.N})),
-                                   .offsets = side.values({X + 1}, DType::i64, groups.offsets)},
-                 older);
-      },
-      {.bf16 = 2e-5, .arena_bytes = kArenaBytes});
+  check_on_gpu([](Side& side) { check_weight_gradient(side, GetParam(), 1); },
+               {.bf16 = 2e-5, .arena_bytes = kArenaBytes});
+}
+
+TEST_P(GroupedGemmGpu, WeightGradientMayOverwrite) {
+  check_on_gpu([](Side& side) { check_weight_gradient(side, GetParam(), 0); },
+               {.bf16 = 2e-5, .arena_bytes = kArenaBytes});
 }
 
 INSTANTIATE_TEST_SUITE_P(Cases, GroupedGemmGpu, testing::ValuesIn(all_cases()));
