@@ -26,9 +26,9 @@ struct Plan {
   int64_t scratch = 0;
   int64_t carried = 0;    // states from step to step
   int64_t available = 0;  // of this machine's memory, shared by the ranks on it
-  // Sent by rank 0 in a step, by the axes of the group ("cp", "ep", "dp", "dp+cp", "edp", ...):
-  // exact, but for tokens on their way to experts (ep), which are taken as evenly loaded; bounded
-  // above by wire_bytes_bound.
+  // Sent in a step by the rank that sends most, by the axes of the group ("cp", "ep", "dp",
+  // "dp+cp", "edp", ...): exact, but for tokens on their way to experts (ep), which are taken as
+  // evenly loaded; bounded above by wire_bytes_bound.
   std::map<std::string, int64_t> wire_bytes_per_step;
   std::map<std::string, int64_t> wire_bytes_bound;
   std::vector<std::string> exchanges;  // what branches chose, where there is a choice
