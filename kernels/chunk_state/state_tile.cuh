@@ -49,12 +49,8 @@ struct StateTile {
   }
   __device__ void store(const PanelTile<64, kColumns>& to) const {
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-#pragma unroll
-      for (int n = 0; n < kCount; ++n)
-        *reinterpret_cast<uint32_t*>(to.element(row(half), n * kMmaN + Accumulator::column(0))) =
-            pack_bf16(acc[n].values[2 * half], acc[n].values[2 * half + 1]);
-    }
+    for (int n = 0; n < kCount; n += 2)
+      store_a(to, warpgroup_warp() * kMmaM, n * kMmaN, fragment_a(acc[n], acc[n + 1]));
   }
   __device__ void load(const float* from, int64_t N) {
 #pragma unroll

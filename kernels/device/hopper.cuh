@@ -1,7 +1,6 @@
-// Hopper's own: tiles brought to shared memory by the copy engine (TMA), barriers in shared memory
-// that count threads and bytes, and products of a warpgroup (wgmma), which reads its operands from
-// shared memory while the threads go on. Only for code that is built
-// for sm_90a (under __CUDA_ARCH_FEAT_SM90_ALL).
+// Hopper's own: tiles brought to shared memory by the copy engine (TMA), and products of a
+// warpgroup (wgmma), which reads its operands from shared memory while the threads go on. Only for
+// code that is built for sm_90a (under __CUDA_ARCH_FEAT_SM90_ALL).
 #pragma once
 
 #include <cuda.h>
@@ -10,64 +9,9 @@
 
 #include "kernels/device/launch.cuh"
 #include "kernels/device/mma.cuh"
+#include "kernels/device/warp_roles.cuh"
 
 namespace sluice::cuda {
-
-// A barrier in shared memory, used over and over: its phases are odd and even by turns.
-class SharedBarrier {
- public:
-  uint64_t word;
-
-  // By one thread, before a fence_barriers() and a __syncthreads().
-  __device__ void init(int arrivals) {
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;\n" ::"r"(shared_address(&word)),
-                 "r"(arrivals)
-                 : "memory");
-  }
-  __device__ void arrive() {
-    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];\n" ::"r"(shared_address(&word))
-                 : "memory");
-  }
-  // At the same barrier of another block of the cluster, by one lane of a warp at a time: two lanes
-  // that arrive at two blocks in one instruction were seen to hang.
-  __device__ void arrive_at(int rank) {
-    asm volatile(
-        "{\n"
-        ".reg .b32 remote;\n"
-        "mapa.shared::cluster.u32 remote, %0, %1;\n"
-        "mbarrier.arrive.shared::cluster.b64 _, [remote];\n"
-        "}\n" ::"r"(shared_address(&word)),
-        "r"(rank)
-        : "memory");
-  }
-  // Arrives, and lets the phase wait for `bytes` of copies too.
-  __device__ void arrive_expecting(int bytes) {
-    asm volatile(
-        "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;\n" ::"r"(shared_address(&word)),
-        "r"(bytes)
-        : "memory");
-  }
-  // Until the phase of this parity is over. A fresh barrier counts as beyond an odd phase.
-  __device__ void wait(uint32_t parity) {
-    while (!over(parity)) {
-    }
-  }
-
- private:
-  __device__ bool over(uint32_t parity) {
-    uint32_t done;
-    asm volatile(
-        "{\n"
-        ".reg .pred done;\n"
-        "mbarrier.try_wait.parity.shared::cta.b64 done, [%1], %2;\n"
-        "selp.u32 %0, 1, 0, done;\n"
-        "}\n"
-        : "=r"(done)
-        : "r"(shared_address(&word)), "r"(parity)
-        : "memory");
-    return done != 0;
-  }
-};
 
 __device__ inline void fence_barriers() {
   asm volatile("fence.mbarrier_init.release.cluster;\n" ::: "memory");
@@ -113,15 +57,6 @@ __device__ inline int cluster_rank() {
   uint32_t rank;
   asm volatile("mov.u32 %0, %%cluster_ctarank;\n" : "=r"(rank));
   return int(rank);
-}
-
-template <int kRegisters>
-__device__ void more_registers() {
-  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;\n" ::"n"(kRegisters));
-}
-template <int kRegisters>
-__device__ void fewer_registers() {
-  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;\n" ::"n"(kRegisters));
 }
 
 // An operand of wgmma in shared memory, in rows of 128 bytes (64 bf16) whose 16-byte pieces the

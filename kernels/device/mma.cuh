@@ -141,7 +141,24 @@ __device__ FragmentA load_a(const Tile& tile, int m, int k) {
   ldmatrix_x4(a.words, tile.piece(m + lane % 16, k + lane / 16 * 8));
   return a;
 }
-// The same of a tile of rows k.
+// The inverse of load_a: 16 bytes at a time where the hardware has it.
+template <class Tile>
+__device__ void store_a(const Tile& tile, int m, int k, const FragmentA& a) {
+  const int lane = threadIdx.x % 32;
+#if __CUDA_ARCH__ >= 900
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};\n" ::"r"(
+                   shared_address(tile.piece(m + lane % 16, k + lane / 16 * 8))),
+               "r"(a.words[0]), "r"(a.words[1]), "r"(a.words[2]), "r"(a.words[3])
+               : "memory");
+#else
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    Bf16* const piece = tile.piece(m + lane / 4 + i % 2 * 8, k + i / 2 * 8);
+    *reinterpret_cast<uint32_t*>(piece + lane % 4 * 2) = a.words[i];
+  }
+#endif
+}
+// As load_a, of a tile of rows k.
 template <class Tile>
 __device__ FragmentA load_a_transposed(const Tile& tile, int m, int k) {
   const int lane = threadIdx.x % 32;

@@ -48,13 +48,13 @@ struct PanelCopies {
   static_assert(kApart % 8 == 0, "the permutation of pieces repeats after 8 rows");
 
   const Bf16* from;  // this thread's first piece
-  int64_t apart;     // elements between its pieces
+  int apart;         // elements between its pieces
   int row;
   int place;  // of the first piece in the tile
 
   // `matrix` points at a tile's first row and column.
   __device__ PanelCopies(const Bf16* matrix, int64_t stride, int thread)
-      : apart(kApart * stride), row(thread / kPieces) {
+      : apart(int(kApart * stride)), row(thread / kPieces) {
     const int column = thread % kPieces * 8;
     from = matrix + row * stride + column;
     place = PanelTile<kRows, kColumns>::place(row, column);
@@ -66,9 +66,16 @@ struct PanelCopies {
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
       const bool inside = row + i * kApart < valid;
-      copy_async_16(tile + place + i * kApart * 64, inside ? from + ahead + i * apart : from,
-                    inside);
+      copy_async_16(tile + place + i * kApart * 64, inside ? piece(ahead, i) : from, inside);
     }
+  }
+  // All rows of it, in fewer instructions.
+  __device__ void copy_whole(Bf16* tile, int64_t ahead) const {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) copy_async_16(tile + place + i * kApart * 64, piece(ahead, i));
+  }
+  __device__ const Bf16* piece(int64_t ahead, int i) const {
+    return from + ahead + int64_t(i) * apart;
   }
 };
 
@@ -109,8 +116,8 @@ __device__ void multiply_rows(Accumulator (&d)[kRowsOfB / 8], const PanelTile<kR
   if constexpr (kHasWgmma) {
 #pragma unroll
     for (int k = 0; k < kDepth; k += kMmaK) {
-      wgmma<false>(d, rows_k_contiguous(a.data + k / 64 * a.kPanel + row * 64 + k % 64),
-                   rows_k_contiguous(b.data + k / 64 * b.kPanel + k % 64), k > 0);
+      wgmma<false>(d, rows_k_contiguous(a.data, k / 64 * a.kPanel + row * 64 + k % 64),
+                   rows_k_contiguous(b.data, k / 64 * b.kPanel + k % 64), k > 0);
     }
   } else {
 #pragma unroll
@@ -135,7 +142,7 @@ __device__ void add_product(Accumulator (&d)[kColumns / 8], FragmentA (&a)[kDept
 #pragma unroll
   for (int k = 0; k < kDepth; k += kMmaK) {
     if constexpr (kHasWgmma) {
-      wgmma<true>(d, a[k / kMmaK], rows_of_k(b.data + k * 64, b.kPanelBytes), true);
+      wgmma<true>(d, a[k / kMmaK], rows_of_k(b.data, b.kPanelBytes, k * 64), true);
     } else {
 #pragma unroll
       for (int n = 0; n < kColumns; n += 16) {

@@ -17,17 +17,20 @@ inline constexpr bool kHasWgmma = true;
 inline constexpr bool kHasWgmma = false;
 #endif
 
-// Where an operand lies. `rows_k_contiguous`: rows are M or N, the tile's first element is (row, k)
-// at `data`, k a multiple of 16. `rows_of_k`: rows are K, 16 of them from `data` on; columns beyond
-// 64 lie `panel_bytes` further, one SharedTile<64> after another.
-__device__ inline uint64_t rows_k_contiguous(const Bf16* data) {
+// Where an operand lies, `ahead` elements from `data` on (a multiple of 8; so written, operands of
+// one tile differ by an addition). `rows_k_contiguous`: rows are M or N, the tile's first element
+// there is (row, k), k a multiple of 16. `rows_of_k`: rows are K, 16 of them; columns beyond 64 lie
+// `panel_bytes` further, one SharedTile<64> after another.
+__device__ inline uint64_t wgmma_operand(const Bf16* data, int ahead, uint32_t leading_bytes) {
   constexpr uint64_t kSwizzle128 = uint64_t{1} << 62, kEightRows = uint64_t{1024 >> 4} << 32;
-  return kSwizzle128 | kEightRows | uint64_t{1} << 16 | ((shared_address(data) & 0x3ffff) >> 4);
+  const uint32_t place = ((shared_address(data) & 0x3ffff) >> 4) | leading_bytes >> 4 << 16;
+  return kSwizzle128 | kEightRows | (place + uint32_t(ahead) * uint32_t(sizeof(Bf16)) / 16);
 }
-__device__ inline uint64_t rows_of_k(const Bf16* data, uint32_t panel_bytes) {
-  constexpr uint64_t kSwizzle128 = uint64_t{1} << 62, kEightRows = uint64_t{1024 >> 4} << 32;
-  return kSwizzle128 | kEightRows | uint64_t{panel_bytes >> 4} << 16 |
-         ((shared_address(data) & 0x3ffff) >> 4);
+__device__ inline uint64_t rows_k_contiguous(const Bf16* data, int ahead = 0) {
+  return wgmma_operand(data, ahead, 16);
+}
+__device__ inline uint64_t rows_of_k(const Bf16* data, uint32_t panel_bytes, int ahead = 0) {
+  return wgmma_operand(data, ahead, panel_bytes);
 }
 
 // d = a b, or d += a b; K is 16. kTransposed: b is rows_of_k. The first product of a pipeline comes

@@ -245,7 +245,7 @@ std::vector<SsdShape> wide_shapes() {
 INSTANTIATE_TEST_SUITE_P(Wide, ChunkScanGpu, testing::ValuesIn(wide_shapes()), name_of_shape);
 INSTANTIATE_TEST_SUITE_P(Wide, SsdBackwardGpu, testing::ValuesIn(wide_shapes()), name_of_shape);
 
-// So many rows and heads that the forward is one walk.
+// So many rows and heads that the forward is walks, of two heads a block or of three.
 std::vector<SsdShape> walk_shapes() {
   return {
       {.name = "one_tile", .B = 24, .T = 64, .H = 8, .P = 64, .N = 128, .Q = 64, .first = -1},
@@ -280,6 +280,27 @@ std::vector<SsdShape> walk_shapes() {
        .starts = {{130}},
        .first = -1,
        .A_log = 3},
+      {.name = "three_heads",
+       .B = 20,
+       .T = 140,
+       .H = 18,
+       .P = 64,
+       .N = 128,
+       .Q = 128,
+       .starts = {{1, 64, 130}, {63, 128, 129}, {100}, {15, 16, 17, 139}},
+       .first = -1},
+      {.name = "one_head_left",
+       .B = 12,
+       .T = 70,
+       .H = 26,
+       .G = 2,
+       .P = 64,
+       .N = 128,
+       .Q = 64,
+       .starts = {{}, {65}},
+       .first = -1,
+       .A_log = -3},
+      {.name = "two_heads_left_of_one_token", .B = 40, .T = 1, .H = 8, .P = 64, .N = 128, .Q = 64},
   };
 }
 INSTANTIATE_TEST_SUITE_P(Walk, SsdForwardGpu, testing::ValuesIn(walk_shapes()), name_of_shape);
