@@ -35,7 +35,7 @@ inline bool ssd_forward_fits(const SsdForward& args) {
          double(batch * H) > kEnough * walk_schedule(batch, H, G).rounds &&
          rows_of_16_bytes(args.x, args.B, args.C, args.initial, args.y, args.final_state);
 }
-// Whether a block may have the shared memory that it needs, on this machine's device.
+// Whether this machine's device has what a block needs: a copy engine and shared memory.
 bool ssd_forward_has_room();
 void ssd_forward(const Context& ctx, const SsdForward& args);
 

@@ -1,21 +1,17 @@
-// Hopper's own: tiles brought to shared memory by the copy engine (TMA), and products of a
-// warpgroup (wgmma), which reads its operands from shared memory while the threads go on. Only for
-// code that is built for sm_90a (under __CUDA_ARCH_FEAT_SM90_ALL).
+// Hopper's own, beside its copy engine: clusters of blocks, and products of a warpgroup (wgmma),
+// which reads its operands from shared memory while the threads go on. Only for code that is built
+// for sm_90a (under __CUDA_ARCH_FEAT_SM90_ALL).
 #pragma once
-
-#include <cuda.h>
 
 #include <cstdint>
 
+#include "kernels/device/copy_engine.cuh"
 #include "kernels/device/launch.cuh"
 #include "kernels/device/mma.cuh"
 #include "kernels/device/warp_roles.cuh"
 
 namespace sluice::cuda {
 
-__device__ inline void fence_barriers() {
-  asm volatile("fence.mbarrier_init.release.cluster;\n" ::: "memory");
-}
 // What this thread wrote to shared memory is seen by copy engine and tensor cores after a barrier
 // that follows.
 __device__ inline void fence_shared_writes() {
@@ -25,27 +21,6 @@ __device__ inline void fence_shared_writes() {
 // Threads of a block that meet without the others. `name` 0 is __syncthreads's.
 __device__ inline void named_barrier(int name, int threads) {
   asm volatile("bar.sync %0, %1;\n" ::"r"(name), "r"(threads) : "memory");
-}
-
-// The box at (x, y, z) of the map's tensor, x along its rows; zeros where it reaches beyond.
-__device__ inline void copy_box(void* shared, const CUtensorMap& map, SharedBarrier& arrived, int x,
-                                int y, int z) {
-  asm volatile(
-      "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
-      "[%0], [%1, {%3, %4, %5}], [%2];\n" ::"r"(shared_address(shared)),
-      "l"(&map), "r"(shared_address(&arrived.word)), "r"(x), "r"(y), "r"(z)
-      : "memory");
-}
-
-// The same into the shared memory of every block of the cluster whose bit is set in `blocks`, at
-// the same place; each one's own barrier counts the bytes.
-__device__ inline void copy_box_to_all(void* shared, const CUtensorMap& map, SharedBarrier& arrived,
-                                       int x, int y, int z, uint16_t blocks) {
-  asm volatile(
-      "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
-      ".multicast::cluster [%0], [%1, {%3, %4, %5}], [%2], %6;\n" ::"r"(shared_address(shared)),
-      "l"(&map), "r"(shared_address(&arrived.word)), "r"(x), "r"(y), "r"(z), "h"(blocks)
-      : "memory");
 }
 
 // All threads of all blocks of the cluster; what was written to shared memory before is seen after.

@@ -16,9 +16,6 @@
 // in pairs 567 for 612). Gates on their way to the L2 cache while their tile is made: slower too.
 #include "kernels/gemm/grouped_gemm_wgmma.h"
 
-#include <cuda.h>
-#include <cuda_runtime_api.h>
-
 #include "kernels/device/hopper.cuh"
 #include "kernels/device/launch.cuh"
 #include "kernels/gemm/grouped_product.cuh"
@@ -236,15 +233,8 @@ __device__ void consume(uint8_t* stages, Barriers& barriers, const typename K::T
 
 #endif  // __CUDA_ARCH_FEAT_SM90_ALL
 
-// What a block may have at most: the host learns from it whether the code that was loaded is whole.
-#ifdef __CUDA_ARCH_FEAT_SM90_ALL
-constexpr int kMaxThreads = kThreads;
-#else
-constexpr int kMaxThreads = kWarp;
-#endif
-
 template <class K>
-__global__ void __launch_bounds__(kMaxThreads, 1)
+__global__ void __launch_bounds__(kThreadsIfWhole<kThreads>, 1)
     grouped_wgmma_kernel(const __grid_constant__ CUtensorMap a,
                          const __grid_constant__ CUtensorMap b,
                          const __grid_constant__ GroupedProduct p,
@@ -271,31 +261,6 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
   __syncwarp();
   cluster_barrier();  // the other block may still write here, or arrive
 #endif
-}
-
-// A tensor (z, y, x) of bf16 as the copy engine takes boxes of 64 x `box_y` from it.
-CUtensorMap tensor_map(const Bf16* data, int64_t x, int64_t y, int64_t z, int64_t y_stride,
-                       int64_t z_stride, int box_y) {
-  static const auto encode = [] {
-    void* function = nullptr;
-    cudaDriverEntryPointQueryResult found;
-    CUDA_CHECK(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000,
-                                                cudaEnableDefault, &found));
-    SLUICE_CHECK(found == cudaDriverEntryPointSuccess, "the driver has no cuTensorMapEncodeTiled");
-    return reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(function);
-  }();
-  const cuuint64_t sizes[] = {cuuint64_t(x), cuuint64_t(y), cuuint64_t(z)};
-  const cuuint64_t strides[] = {cuuint64_t(y_stride) * sizeof(Bf16),
-                                cuuint64_t(z_stride) * sizeof(Bf16)};
-  const cuuint32_t box[] = {64, cuuint32_t(box_y), 1}, steps[] = {1, 1, 1};
-  CUtensorMap map;
-  const CUresult result =
-      encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, const_cast<Bf16*>(data), sizes, strides,
-             box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  SLUICE_CHECK(result == CUDA_SUCCESS, "cuTensorMapEncodeTiled: error ", int(result),
-               " for a tensor of (", z, ", ", y, ", ", x, "), rows ", y_stride, " apart");
-  return map;
 }
 
 int attribute_of_device(cudaDeviceAttr attribute) {
@@ -338,16 +303,11 @@ void launch_rows(const Context& ctx, const char* name, const GroupedProduct& p,
   }
 }
 
-// A GPU of compute capability 9.0 may have loaded code for an older one, or for any of 9.0: built
-// for those, the kernels are empty, and a block of theirs cannot have kThreads.
-bool is_whole() {
-  cudaFuncAttributes attributes;
-  CUDA_CHECK(cudaFuncGetAttributes(
-      &attributes, grouped_wgmma_kernel<Kind<GroupedForm::rows_nk, GroupedResult::plain, 1>>));
-  return attributes.maxThreadsPerBlock >= kThreads;
+bool fits(int64_t M, int64_t N, int64_t K) {
+  return M > 0 && N > 0 && K > 0 &&
+         is_whole(grouped_wgmma_kernel<Kind<GroupedForm::rows_nk, GroupedResult::plain, 1>>,
+                  kThreads);
 }
-
-bool fits(int64_t M, int64_t N, int64_t K) { return M > 0 && N > 0 && K > 0 && is_whole(); }
 
 }  // namespace
 
