@@ -17,7 +17,7 @@ struct WalkSchedule {
 };
 inline constexpr int64_t kMostWalkHeads = 3;
 constexpr WalkSchedule walk_schedule(int64_t batch, int64_t H, int64_t G) {
-  constexpr double kThree = 1.74;  // of a block with three heads
+  constexpr double kThree = 1.57;  // of a block with three heads
   const auto rounds = [&](int64_t heads) {
     return double(num_chunks(batch * G * num_chunks(H / G, heads), kMultiprocessors));
   };
@@ -29,7 +29,7 @@ constexpr WalkSchedule walk_schedule(int64_t batch, int64_t H, int64_t G) {
 // shape, dtype and strides: counting runs ask too.
 inline bool ssd_forward_fits(const SsdForward& args) {
   const int64_t T = args.x.dim(1), H = args.x.dim(2), G = args.B.dim(2), batch = args.x.dim(0);
-  constexpr int64_t kEnough = 155;  // heads of a round, where walks are as fast as the two parts
+  constexpr int64_t kEnough = 113;  // heads of a round, where walks are as fast as the two parts
   return tensor_cores_take(args.x, args.B, args.chunk) && args.B.dim(3) == 128 &&
          (args.chunk % kWalkTile == 0 || args.chunk >= T) &&
          double(batch * H) > kEnough * walk_schedule(batch, H, G).rounds &&

@@ -158,13 +158,16 @@ void run_whole_forward(Side& side, const SsdShape& shape, int64_t padding, bool 
                .chunk = shape.Q});
 }
 
+// In f32 the operators run one by one.
+constexpr GpuBounds kForwardBounds{.arena_bytes = size_t{64} << 20};
+
 class SsdForwardGpu : public testing::TestWithParam<SsdShape> {};
 
 TEST_P(SsdForwardGpu, AgreesWithCpu) {
-  check_on_gpu([](Side& side) { run_whole_forward(side, GetParam(), 0, true); });
+  check_on_gpu([](Side& side) { run_whole_forward(side, GetParam(), 0, true); }, kForwardBounds);
 }
 TEST_P(SsdForwardGpu, AgreesWithCpuInAlignedColumns) {
-  check_on_gpu([](Side& side) { run_whole_forward(side, GetParam(), 8, false); });
+  check_on_gpu([](Side& side) { run_whole_forward(side, GetParam(), 8, false); }, kForwardBounds);
 }
 
 TEST_P(ChunkScanGpu, AgreesWithCpu) {
@@ -355,12 +358,20 @@ INSTANTIATE_TEST_SUITE_P(States64, ChunkScanGpuLeast,
 INSTANTIATE_TEST_SUITE_P(Shapes, SsdBackwardGpuLeast, testing::ValuesIn(least_shapes()),
                          name_of_shape);
 INSTANTIATE_TEST_SUITE_P(Walk, SsdForwardGpuLeast,
-                         testing::Values(SsdShape{.name = "walk",
+                         testing::Values(SsdShape{.name = "two_heads_a_block",
                                                   .T = 270,
-                                                  .H = 188,
+                                                  .H = 118,
                                                   .P = 64,
                                                   .N = 128,
                                                   .Q = 128,
+                                                  .starts = {{70}},
+                                                  .first = -1},
+                                         SsdShape{.name = "three_heads_a_block",
+                                                  .T = 270,
+                                                  .H = 268,
+                                                  .P = 64,
+                                                  .N = 128,
+                                                  .Q = 256,
                                                   .starts = {{70}},
                                                   .first = -1}),
                          name_of_shape);
