@@ -69,37 +69,57 @@ __global__ void __launch_bounds__(kWarp) count_entries_kernel(Index p) {
     p.starts[int64_t(blockIdx.x) * p.X + e] = cursor[e];
 }
 
-// One block. A thread an expert; then one warp adds up the experts.
+// Of this lane and those before it.
+template <class T>
+__device__ T sum_of_lanes_up_to(T value) {
+#pragma unroll
+  for (int offset = 1; offset < kWarp; offset *= 2) {
+    const T other = __shfl_up_sync(kFullWarp, value, offset);
+    if (int(threadIdx.x) % kWarp >= offset) value += other;
+  }
+  return value;
+}
+
+// One block. A warp an expert, a lane a piece; then one warp adds up the experts.
 __global__ void __launch_bounds__(kScanThreads) scan_entries_kernel(Index p) {
-  for (int e = int(threadIdx.x); e < p.X; e += kScanThreads) {
-    int32_t total = 0;
-    for (int64_t b = 0; b < p.B; ++b) {
-      int32_t row = 0;
-      for (int64_t piece = 0; piece < p.pieces.count; ++piece) {
-        int32_t& start = p.starts[(b * p.pieces.count + piece) * p.X + e];
-        const int32_t count = start;
-        start = row;
-        row += count;
+  constexpr int kAhead = 8;  // counts of so many pieces a lane are on their way together
+  const int lane = int(threadIdx.x) % kWarp, count = int(p.pieces.count);
+  const int per_row = (count + kWarp - 1) / kWarp, rounds = int(p.B) * per_row;
+  for (int e = int(threadIdx.x) / kWarp; e < p.X; e += kScanThreads / kWarp) {
+    int32_t total = 0, row = 0;  // entries of earlier rows that are kept, and of this row
+    for (int first = 0; first < rounds; first += kAhead) {
+      int32_t counts[kAhead];
+#pragma unroll
+      for (int i = 0; i < kAhead; ++i) {
+        const int b = (first + i) / per_row, piece = (first + i) % per_row * kWarp + lane;
+        const bool mine = first + i < rounds && piece < count;
+        counts[i] = mine ? p.starts[(int64_t(b) * count + piece) * p.X + e] : 0;
       }
-      p.row_starts[b * p.X + e] = total;
-      total += min(row, p.limit(b, e));
+#pragma unroll
+      for (int i = 0; i < kAhead; ++i) {
+        if (first + i >= rounds) break;
+        const int b = (first + i) / per_row, piece = (first + i) % per_row * kWarp + lane;
+        const int32_t up_to = sum_of_lanes_up_to(counts[i]);
+        if (piece < count)
+          p.starts[(int64_t(b) * count + piece) * p.X + e] = row + up_to - counts[i];
+        row += __shfl_sync(kFullWarp, up_to, kWarp - 1);
+        if ((first + i + 1) % per_row != 0) continue;
+        if (lane == 0) p.row_starts[int64_t(b) * p.X + e] = total;
+        total += min(row, p.limit(b, e));
+        row = 0;
+      }
     }
+    if (lane != 0) continue;
     if (p.kept != nullptr) p.kept[e] = total;
     p.offsets[e + 1] = total;
   }
   __syncthreads();
   if (threadIdx.x >= kWarp) return;
-  const int lane = int(threadIdx.x);
   if (lane == 0) p.offsets[0] = 0;
   int64_t before = 0;
   for (int first = 0; first < p.X; first += kWarp) {
     const int e = first + lane;
-    int64_t sum = e < p.X ? p.offsets[e + 1] : 0;
-#pragma unroll
-    for (int offset = 1; offset < kWarp; offset *= 2) {
-      const int64_t other = __shfl_up_sync(kFullWarp, sum, offset);
-      if (lane >= offset) sum += other;
-    }
+    const int64_t sum = sum_of_lanes_up_to(e < p.X ? p.offsets[e + 1] : 0);
     if (e < p.X) p.offsets[e + 1] = before + sum;
     before += __shfl_sync(kFullWarp, sum, kWarp - 1);
   }

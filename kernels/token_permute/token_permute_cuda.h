@@ -9,10 +9,10 @@
 
 namespace sluice::cuda {
 
-// Pieces of a row's entries; a warp goes through one in order. Some thousand entries each, but not
-// many pieces in all: one block adds up what they count.
+// Pieces of a row's entries; a warp goes through one in order, 32 entries at a time, which is all
+// waiting: short pieces, but not many in all, for one block adds up what they count.
 inline RowBlocks index_pieces(int64_t B, int64_t row_entries) {
-  constexpr int64_t kEntries = 1024, kMaxPieces = 256;
+  constexpr int64_t kEntries = 128, kMaxPieces = 256;
   const int64_t wanted = (row_entries + kEntries - 1) / kEntries;
   return RowBlocks(
       row_entries,

@@ -11,11 +11,11 @@ struct Case {
   bool before;
   int64_t padding;
 };
-constexpr Case kCases[] = {{2, 37, 2, 8, 96, 0, false, 0},   {1, 1, 1, 1, 1, 0, false, 0},
-                           {3, 50, 3, 5, 17, 0, false, 0},   {2, 64, 2, 40, 64, 2, false, 8},
-                           {2, 33, 2, 4, 40, 11, true, 3},   {1, 2500, 2, 16, 24, 200, false, 0},
-                           {300, 10, 1, 3, 8, 2, true, 0},   {1, 7000, 1, 100, 8, 0, false, 0},
-                           {2, 40, 4, 300, 264, 0, false, 0}};
+constexpr Case kCases[] = {{2, 37, 2, 8, 96, 0, false, 0},    {1, 1, 1, 1, 1, 0, false, 0},
+                           {3, 50, 3, 5, 17, 0, false, 0},    {2, 64, 2, 40, 64, 2, false, 8},
+                           {2, 33, 2, 4, 40, 11, true, 3},    {1, 2500, 2, 16, 24, 200, false, 0},
+                           {300, 10, 1, 3, 8, 2, true, 0},    {1, 7000, 1, 100, 8, 0, false, 0},
+                           {3, 3000, 2, 20, 8, 500, true, 0}, {2, 40, 4, 300, 264, 0, false, 0}};
 std::ostream& operator<<(std::ostream& out, const Case& c) {
   return out << "B" << c.B << " T" << c.T << " k" << c.k << " X" << c.X << " D" << c.D
              << " capacity " << c.capacity;
