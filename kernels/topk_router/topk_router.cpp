@@ -84,9 +84,8 @@ void router_statistics(const Context& ctx, const RouterStatistics& args) {
   expect("mass", args.mass, {B, X}, dtype, ctx.device);
   expect("z", args.z, {B}, dtype, ctx.device);
   const ArenaScope scope(*ctx.scratch);
-  const int64_t max_blocks = ctx.device.is_cuda() ? cuda::kStatisticsBlocks : RowBlocks::kMaxBlocks;
-  const TensorView partial =
-      ctx.scratch->alloc({B, RowBlocks(T, max_blocks).count, 2 * X + 1}, DType::f64);
+  const RowBlocks blocks = ctx.device.is_cuda() ? cuda::statistics_blocks(B, T) : RowBlocks(T);
+  const TensorView partial = ctx.scratch->alloc({B, blocks.count, 2 * X + 1}, DType::f64);
   if (ctx.counting()) return;
   if (ctx.device.is_cuda()) {
     if constexpr (kBuiltWithCuda) return cuda::router_statistics(ctx, args, partial);

@@ -1,6 +1,6 @@
-// A warp a token, everything of the token in shared memory: lane e % 32 owns expert e. The operator
-// moves 4 (X + 2 k) bytes a token, a thousandth of what the experts do, so it is written for any X
-// rather than for speed.
+// A team of lanes a token, everything of the token in shared memory: lane e % kLanes owns expert e.
+// The operator moves 4 (X + 2 k) bytes a token, a thousandth of what the experts do, so it is
+// written for any X; what it costs is instructions, and few experts make do with few lanes.
 #include "kernels/topk_router/topk_router_cuda.h"
 
 #include <algorithm>
@@ -44,33 +44,58 @@ RowsOf<std::conditional_t<std::is_const_v<Void>, const T, T>> rows_of(
   return {pointer<T>(view), view.row_stride};
 }
 
-__device__ inline int lane_index() { return int(threadIdx.x) % kWarp; }
-__device__ inline int64_t warp_index() {
-  return (int64_t(blockIdx.x) * blockDim.x + threadIdx.x) / kWarp;
-}
-// This warp's part of the block's dynamic shared memory, `words` 4-byte words long.
-__device__ inline float* warp_memory(int words) {
-  extern __shared__ double shared[];
-  return reinterpret_cast<float*>(shared) + threadIdx.x / kWarp * words;
-}
+// Neighbouring lanes of a warp, a power of two of them. All teams of a warp come along to the end.
+template <int kLanes>
+struct Team {
+  static constexpr int kCount = kLanes;
+
+  __device__ static int lane() { return int(threadIdx.x) % kLanes; }
+  __device__ static int64_t index() {
+    return (int64_t(blockIdx.x) * blockDim.x + threadIdx.x) / kLanes;
+  }
+  // 4-byte words between the memories of two teams that need so many: they begin in other banks.
+  __host__ __device__ static constexpr int64_t stride(int64_t words) {
+    return kLanes == kWarp ? words : (words + kWarp - 1) / kWarp * kWarp + kLanes;
+  }
+  // This team's part of the block's dynamic shared memory.
+  __device__ static float* memory(int words) {
+    extern __shared__ double shared[];
+    return reinterpret_cast<float*>(shared) + threadIdx.x / kLanes * stride(words);
+  }
+  // On every lane.
+  __device__ static float sum(float value) {
+#pragma unroll
+    for (int offset = kLanes / 2; offset > 0; offset /= 2)
+      value += __shfl_xor_sync(kFullWarp, value, offset);
+    return value;
+  }
+  __device__ static float max(float value) {
+#pragma unroll
+    for (int offset = kLanes / 2; offset > 0; offset /= 2)
+      value = fmaxf(value, __shfl_xor_sync(kFullWarp, value, offset));
+    return value;
+  }
+};
 
 // p = softmax(logits); returns their logsumexp.
-__device__ inline float softmax(const float* logits, int X, float* p) {
+template <class Lanes>
+__device__ float softmax(const float* logits, int X, float* p) {
   float largest = -INFINITY, sum = 0;
-  for (int e = lane_index(); e < X; e += kWarp) largest = fmaxf(largest, logits[e]);
-  largest = warp_max(largest);
-  for (int e = lane_index(); e < X; e += kWarp) sum += p[e] = expf(logits[e] - largest);
-  sum = warp_sum(sum);
-  for (int e = lane_index(); e < X; e += kWarp) p[e] /= sum;
+  for (int e = Lanes::lane(); e < X; e += Lanes::kCount) largest = fmaxf(largest, logits[e]);
+  largest = Lanes::max(largest);
+  for (int e = Lanes::lane(); e < X; e += Lanes::kCount) sum += p[e] = expf(logits[e] - largest);
+  sum = Lanes::sum(sum);
+  for (int e = Lanes::lane(); e < X; e += Lanes::kCount) p[e] /= sum;
   return largest + logf(sum);
 }
 
-__device__ inline void scores(const Router& router, const float* logits, float* p) {
+template <class Lanes>
+__device__ void scores(const Router& router, const float* logits, float* p) {
   if (!router.sigmoid) {
-    softmax(logits, router.X, p);
+    softmax<Lanes>(logits, router.X, p);
     return;
   }
-  for (int e = lane_index(); e < router.X; e += kWarp) p[e] = 1 / (1 + expf(-logits[e]));
+  for (int e = Lanes::lane(); e < router.X; e += Lanes::kCount) p[e] = 1 / (1 + expf(-logits[e]));
 }
 
 // p of a choice; NaN for one that is no expert.
@@ -79,38 +104,42 @@ __device__ inline float score_of(const Router& router, const float* p, int exper
 }
 
 // What the weights are divided by. Other lanes' p are read: after a __syncwarp().
-__device__ inline float divisor(const Router& router, const float* p, const int32_t* experts) {
+template <class Lanes>
+__device__ float divisor(const Router& router, const float* p, const int32_t* experts) {
   if (!router.renormalise) return 1;
   float sum = 0;
-  for (int j = lane_index(); j < router.k; j += kWarp) sum += score_of(router, p, experts[j]);
-  return warp_sum(sum) + (router.sigmoid ? kTinySum : 0.0f);
+  for (int j = Lanes::lane(); j < router.k; j += Lanes::kCount)
+    sum += score_of(router, p, experts[j]);
+  return Lanes::sum(sum) + (router.sigmoid ? kTinySum : 0.0f);
 }
 
 // Index of the largest of the `open` entries of `values`, the first of equals; closes it. NaN is
 // never larger, but some open entry is always taken.
-__device__ inline int take_largest(const float* values, int* open, int count) {
+template <class Lanes>
+__device__ int take_largest(const float* values, int* open, int count) {
   float best = 0;
   int at = -1;
-  for (int i = lane_index(); i < count; i += kWarp) {
+  for (int i = Lanes::lane(); i < count; i += Lanes::kCount) {
     if (open[i] != 0 && (at < 0 || values[i] > best)) best = values[i], at = i;
   }
 #pragma unroll
-  for (int offset = kWarp / 2; offset > 0; offset /= 2) {
+  for (int offset = Lanes::kCount / 2; offset > 0; offset /= 2) {
     const float other = __shfl_xor_sync(kFullWarp, best, offset);
     const int other_at = __shfl_xor_sync(kFullWarp, at, offset);
     if (other_at >= 0 && (at < 0 || other > best || (!(best > other) && other_at < at)))
       best = other, at = other_at;
   }
-  at = __shfl_sync(kFullWarp, at, 0);  // beside NaN the lanes may disagree
-  __syncwarp();                        // all have read `open`: shuffles do not order memory
-  if (lane_index() == 0) open[at] = 0;
+  at = __shfl_sync(kFullWarp, at, 0, Lanes::kCount);  // beside NaN the lanes may disagree
+  __syncwarp();  // all have read `open`: shuffles do not order memory
+  if (Lanes::lane() == 0) open[at] = 0;
   __syncwarp();
   return at;
 }
 
 // What a token's choice is made from, in shared memory.
+constexpr int kChoiceArrays = 6;  // of X words
+template <class Lanes>
 struct Choice {
-  static constexpr int kArrays = 6;  // of X words
   float* p;
   float* choice;  // p + bias
   float* group_score;
@@ -126,11 +155,11 @@ struct Choice {
 
   __device__ void open_groups(const Router& router) {
     const bool all = router.topk_group == router.groups;
-    for (int e = lane_index(); e < router.X; e += kWarp) open[e] = all;
+    for (int e = Lanes::lane(); e < router.X; e += Lanes::kCount) open[e] = all;
     __syncwarp();
     if (all) return;
     const int size = router.X / router.groups;
-    for (int group = lane_index(); group < router.groups; group += kWarp) {
+    for (int group = Lanes::lane(); group < router.groups; group += Lanes::kCount) {
       float first = -INFINITY, second = size > 1 ? -INFINITY : 0.0f;
       for (int e = group * size; e < (group + 1) * size; ++e) {
         second = fmaxf(second, fminf(first, choice[e]));
@@ -141,177 +170,211 @@ struct Choice {
     }
     __syncwarp();
     for (int i = 0; i < router.topk_group; ++i) {
-      const int group = take_largest(group_score, group_open, router.groups);
-      for (int e = lane_index(); e < size; e += kWarp) open[group * size + e] = 1;
+      const int group = take_largest<Lanes>(group_score, group_open, router.groups);
+      for (int e = Lanes::lane(); e < size; e += Lanes::kCount) open[group * size + e] = 1;
     }
     __syncwarp();
   }
 
   __device__ void choose(const Router& router, const float* bias) {
-    for (int e = lane_index(); e < router.X; e += kWarp)
+    for (int e = Lanes::lane(); e < router.X; e += Lanes::kCount)
       choice[e] = bias == nullptr ? p[e] : p[e] + bias[e];
     __syncwarp();
     open_groups(router);
     for (int j = 0; j < router.k; ++j) {
-      const int expert = take_largest(choice, open, router.X);
-      if (lane_index() == 0) experts[j] = expert;
+      const int expert = take_largest<Lanes>(choice, open, router.X);
+      if (Lanes::lane() == 0) experts[j] = expert;
     }
   }
 };
 
+template <class Lanes>
 __global__ void router_forward_kernel(Router router, int64_t tokens, RowsOf<const float> logits,
                                       const float* bias, RowsOf<int32_t> experts,
                                       RowsOf<float> weights, bool chosen) {
-  const int64_t t = warp_index();
-  if (t >= tokens) return;
-  Choice choice(warp_memory(Choice::kArrays * router.X), router.X);
-  scores(router, logits[t], choice.p);
+  const bool mine = Lanes::index() < tokens;
+  const int64_t t = mine ? Lanes::index() : 0;
+  Choice<Lanes> choice(Lanes::memory(kChoiceArrays * router.X), router.X);
+  scores<Lanes>(router, logits[t], choice.p);
   __syncwarp();
   if (chosen) {
-    for (int j = lane_index(); j < router.k; j += kWarp) choice.experts[j] = experts[t][j];
+    for (int j = Lanes::lane(); j < router.k; j += Lanes::kCount) choice.experts[j] = experts[t][j];
   } else {
     choice.choose(router, bias);
   }
   __syncwarp();
-  const float factor = router.scale / divisor(router, choice.p, choice.experts);
-  for (int j = lane_index(); j < router.k; j += kWarp) {
+  const float factor = router.scale / divisor<Lanes>(router, choice.p, choice.experts);
+  for (int j = Lanes::lane(); mine && j < router.k; j += Lanes::kCount) {
     if (!chosen) experts[t][j] = choice.experts[j];
     weights[t][j] = score_of(router, choice.p, choice.experts[j]) * factor;
   }
 }
 
 // From dL/dp of a token to its dlogits.
-template <bool kAdd>
-__device__ void score_gradient(const Router& router, const float* p, const float* dp,
+template <class Lanes, bool kAdd>
+__device__ void score_gradient(const Router& router, const float* p, const float* dp, bool mine,
                                float* dlogits) {
   float mean = 0;
   if (!router.sigmoid) {
-    for (int e = lane_index(); e < router.X; e += kWarp) mean += p[e] * dp[e];
-    mean = warp_sum(mean);
+    for (int e = Lanes::lane(); e < router.X; e += Lanes::kCount) mean += p[e] * dp[e];
+    mean = Lanes::sum(mean);
   }
-  for (int e = lane_index(); e < router.X; e += kWarp) {
+  for (int e = Lanes::lane(); mine && e < router.X; e += Lanes::kCount) {
     const float d = router.sigmoid ? dp[e] * p[e] * (1 - p[e]) : p[e] * (dp[e] - mean);
     dlogits[e] = kAdd ? dlogits[e] + d : d;
   }
 }
 
+template <class Lanes>
 __global__ void router_backward_kernel(Router router, int64_t tokens, RowsOf<const float> dweights,
                                        RowsOf<const float> logits, RowsOf<const int32_t> experts,
                                        RowsOf<float> dlogits) {
-  const int64_t t = warp_index();
-  if (t >= tokens) return;
-  float* const p = warp_memory(2 * router.X);
+  const bool mine = Lanes::index() < tokens;
+  const int64_t t = mine ? Lanes::index() : 0;
+  float* const p = Lanes::memory(2 * router.X);
   float* const dp = p + router.X;
-  scores(router, logits[t], p);
-  for (int e = lane_index(); e < router.X; e += kWarp) dp[e] = 0;
+  scores<Lanes>(router, logits[t], p);
+  for (int e = Lanes::lane(); e < router.X; e += Lanes::kCount) dp[e] = 0;
   __syncwarp();
-  const float sum = divisor(router, p, experts[t]);
+  const float sum = divisor<Lanes>(router, p, experts[t]);
   float mean = 0;  // what the weights owe to their common divisor
   if (router.renormalise) {
-    for (int j = lane_index(); j < router.k; j += kWarp)
+    for (int j = Lanes::lane(); j < router.k; j += Lanes::kCount)
       mean += dweights[t][j] * score_of(router, p, experts[t][j]) / sum;
-    mean = warp_sum(mean);
+    mean = Lanes::sum(mean);
   }
-  for (int j = lane_index(); j < router.k; j += kWarp) {
+  for (int j = Lanes::lane(); j < router.k; j += Lanes::kCount) {
     const int expert = experts[t][j];
     if (unsigned(expert) < unsigned(router.X))
       dp[expert] = router.scale * (dweights[t][j] - mean) / sum;
   }
   __syncwarp();
-  score_gradient<false>(router, p, dp, dlogits[t]);
+  score_gradient<Lanes, false>(router, p, dp, mine, dlogits[t]);
 }
 
 // q of the balance loss from the scores p, in place; returns what they were divided by.
-__device__ inline float to_shares(const Router& router, float* p) {
+template <class Lanes>
+__device__ float to_shares(const Router& router, float* p) {
   if (!router.sigmoid) return 1;
   float sum = 0;
-  for (int e = lane_index(); e < router.X; e += kWarp) sum += p[e];
-  sum = warp_sum(sum) + kTinySum;
-  for (int e = lane_index(); e < router.X; e += kWarp) p[e] /= sum;
+  for (int e = Lanes::lane(); e < router.X; e += Lanes::kCount) sum += p[e];
+  sum = Lanes::sum(sum) + kTinySum;
+  for (int e = Lanes::lane(); e < router.X; e += Lanes::kCount) p[e] /= sum;
   return sum;
 }
 
-// A warp sums a block of a row's tokens in their order, in double.
+// A team sums a block of a row's tokens in their order, in double.
+template <class Lanes>
 __global__ void router_statistics_kernel(Router router, int64_t rows, RowBlocks blocks,
                                          RowsOf<const float> logits, RowsOf<const int32_t> experts,
                                          double* partial) {
-  const int64_t index = warp_index();
-  if (index >= rows * blocks.count) return;
+  const bool mine = Lanes::index() < rows * blocks.count;
+  const int64_t index = mine ? Lanes::index() : 0;
   const int64_t b = index / blocks.count, block = index % blocks.count;
   const int X = router.X;
-  float* const memory = warp_memory(6 * X);
+  float* const memory = Lanes::memory(6 * X);
   double* const counts = reinterpret_cast<double*>(memory);
   double* const mass = counts + X;
   float* const q = memory + 4 * X;
-  for (int e = lane_index(); e < X; e += kWarp) counts[e] = 0, mass[e] = 0;
+  for (int e = Lanes::lane(); e < X; e += Lanes::kCount) counts[e] = 0, mass[e] = 0;
   double z = 0;
-  for (int64_t i = blocks.begin(block); i < blocks.end(block); ++i) {
-    const int64_t t = b * blocks.rows + i;
-    const double lse = softmax(logits[t], X, q);
-    z += lse * lse;
+  // Blocks differ by one token at most: all go through as many.
+  const int64_t most = (blocks.rows + blocks.count - 1) / blocks.count;
+  for (int64_t i = blocks.begin(block); i < blocks.begin(block) + most; ++i) {
+    const bool there = i < blocks.end(block);
+    const int64_t t = b * blocks.rows + (there ? i : 0);
+    const double lse = softmax<Lanes>(logits[t], X, q);
     if (router.sigmoid) {
-      scores(router, logits[t], q);
-      to_shares(router, q);
+      scores<Lanes>(router, logits[t], q);
+      to_shares<Lanes>(router, q);
     }
-    for (int e = lane_index(); e < X; e += kWarp) mass[e] += q[e];
+    if (!there) continue;
+    z += lse * lse;
+    for (int e = Lanes::lane(); e < X; e += Lanes::kCount) mass[e] += q[e];
     for (int j = 0; j < router.k; ++j) {
       const int expert = experts[t][j];
-      if (unsigned(expert) < unsigned(X) && expert % kWarp == lane_index()) counts[expert] += 1;
+      if (unsigned(expert) < unsigned(X) && expert % Lanes::kCount == Lanes::lane())
+        counts[expert] += 1;
     }
   }
+  if (!mine) return;
   double* const to = partial + index * (2 * X + 1);
-  for (int e = lane_index(); e < X; e += kWarp) to[e] = counts[e], to[X + e] = mass[e];
-  if (lane_index() == 0) to[2 * X] = z;
+  for (int e = Lanes::lane(); e < X; e += Lanes::kCount) to[e] = counts[e], to[X + e] = mass[e];
+  if (Lanes::lane() == 0) to[2 * X] = z;
 }
 
-// A block a row of the batch.
-__global__ void add_statistics_kernel(int X, int64_t count, const double* partial,
-                                      RowsOf<float> counts, RowsOf<float> mass, float* z) {
+// A block has kAddColumns sums of a row of the batch, and as many threads for each as it can: they
+// take turns with the blocks of tokens.
+constexpr int kAddColumns = 8, kAddTurns = 32;
+
+__global__ void __launch_bounds__(kAddColumns* kAddTurns)
+    add_statistics_kernel(int X, int64_t count, const double* partial, RowsOf<float> counts,
+                          RowsOf<float> mass, float* z) {
+  __shared__ double of_turn[kAddTurns][kAddColumns];
+  const int column = int(threadIdx.x) % kAddColumns, turn = int(threadIdx.x) / kAddColumns;
   const int64_t b = blockIdx.x;
-  for (int i = int(threadIdx.x); i < 2 * X + 1; i += int(blockDim.x)) {
-    double sum = 0;
+  const int sums = 2 * X + 1, i = int(blockIdx.y) * kAddColumns + column;
+  double sum = 0;
+  if (i < sums) {
 #pragma unroll 16
-    for (int64_t block = 0; block < count; ++block)
-      sum += partial[(b * count + block) * (2 * X + 1) + i];
-    float& to = i < X ? counts[b][i] : i < 2 * X ? mass[b][i - X] : z[b];
-    to = float(sum);
+    for (int64_t block = turn; block < count; block += kAddTurns)
+      sum += partial[(b * count + block) * sums + i];
   }
+  of_turn[turn][column] = sum;
+  __syncthreads();
+  if (turn != 0 || i >= sums) return;
+  sum = 0;
+#pragma unroll
+  for (int other = 0; other < kAddTurns; ++other) sum += of_turn[other][column];
+  float& to = i < X ? counts[b][i] : i < 2 * X ? mass[b][i - X] : z[b];
+  to = float(sum);
 }
 
 // L = sum over t, e of unit * counts_e q[t,e], plus the z part.
+template <class Lanes>
 __global__ void router_loss_backward_kernel(Router router, int64_t rows, int64_t row_tokens,
                                             RowsOf<const float> logits, RowsOf<const float> counts,
                                             RowsOf<float> dlogits, float unit, float z_unit) {
-  const int64_t t = warp_index();
-  if (t >= rows) return;
+  const bool mine = Lanes::index() < rows;
+  const int64_t t = mine ? Lanes::index() : 0;
   const int X = router.X;
-  float* const p = warp_memory(3 * X);
+  float* const p = Lanes::memory(3 * X);
   float* const dp = p + X;
   float* const share = p + 2 * X;
   const float* const chosen = counts[t / row_tokens];
-  const float lse = softmax(logits[t], X, share);
-  for (int e = lane_index(); e < X; e += kWarp) dlogits[t][e] += z_unit * lse * share[e];
+  const float lse = softmax<Lanes>(logits[t], X, share);
+  for (int e = Lanes::lane(); mine && e < X; e += Lanes::kCount)
+    dlogits[t][e] += z_unit * lse * share[e];
 
-  scores(router, logits[t], p);
-  for (int e = lane_index(); e < X; e += kWarp) share[e] = p[e];
-  const float sum = to_shares(router, share);
+  scores<Lanes>(router, logits[t], p);
+  for (int e = Lanes::lane(); e < X; e += Lanes::kCount) share[e] = p[e];
+  const float sum = to_shares<Lanes>(router, share);
   float mean = 0;  // through the divisor of q, which softmax's own gradient already has
   if (router.sigmoid) {
-    for (int e = lane_index(); e < X; e += kWarp) mean += unit * chosen[e] * share[e];
-    mean = warp_sum(mean);
+    for (int e = Lanes::lane(); e < X; e += Lanes::kCount) mean += unit * chosen[e] * share[e];
+    mean = Lanes::sum(mean);
   }
-  for (int e = lane_index(); e < X; e += kWarp) dp[e] = (unit * chosen[e] - mean) / sum;
-  score_gradient<true>(router, p, dp, dlogits[t]);
+  for (int e = Lanes::lane(); e < X; e += Lanes::kCount) dp[e] = (unit * chosen[e] - mean) / sum;
+  score_gradient<Lanes, true>(router, p, dp, mine, dlogits[t]);
 }
 
-// One warp a token, as many to a block as have room; `words` of shared memory each.
-Grid warps(const char* name, int64_t tokens, int64_t words) {
+// body<Lanes>(): a lane has some eight experts, or as few as there are lanes for.
+template <class Body>
+void with_team(int64_t X, const Body& body) {
+  if (X <= kWarp) return body.template operator()<Team<4>>();
+  body.template operator()<Team<kWarp>>();
+}
+
+// One team a token, as many to a block as have room; `words` of shared memory each.
+template <class Lanes>
+Grid teams(const char* name, int64_t tokens, int64_t words) {
   constexpr int64_t kMaxWarps = 8, kRoom = 48 << 10, kMostRoom = 227 << 10;
-  const int64_t bytes = words * 4;
+  constexpr int64_t kTeams = kWarp / Lanes::kCount;
+  const int64_t bytes = kTeams * Lanes::stride(words) * 4;  // of a warp
   SLUICE_CHECK(bytes <= kMostRoom, name, ": a token's experts take ", bytes,
                " bytes of shared memory, of ", kMostRoom, ": too many experts for one GPU");
   const int64_t count = std::clamp<int64_t>(kRoom / bytes, 1, kMaxWarps);
-  return {.blocks = unsigned(ceil_div(tokens, count)),
+  return {.blocks = unsigned(ceil_div(tokens, count * kTeams)),
           .threads = unsigned(count * kWarp),
           .shared_bytes = size_t(count * bytes)};
 }
@@ -320,30 +383,42 @@ Grid warps(const char* name, int64_t tokens, int64_t words) {
 
 void topk_router_forward(const Context& ctx, const TopkRouterForward& args) {
   const int64_t tokens = args.logits.rows(), X = args.logits.row_size();
-  launch(ctx, "topk_router_forward", warps("topk_router_forward", tokens, Choice::kArrays * X),
-         router_forward_kernel, Router(args.options, X), tokens, rows_of<float>(args.logits),
-         optional_pointer<float>(args.bias), rows_of<int32_t>(args.experts),
-         rows_of<float>(args.weights), args.chosen);
+  constexpr const char* kName = "topk_router_forward";
+  with_team(X, [&]<class Lanes>() {
+    launch(ctx, kName, teams<Lanes>(kName, tokens, kChoiceArrays * X), router_forward_kernel<Lanes>,
+           Router(args.options, X), tokens, rows_of<float>(args.logits),
+           optional_pointer<float>(args.bias), rows_of<int32_t>(args.experts),
+           rows_of<float>(args.weights), args.chosen);
+  });
 }
 
 void topk_router_backward(const Context& ctx, const TopkRouterBackward& args) {
   const int64_t tokens = args.logits.rows(), X = args.logits.row_size();
-  launch(ctx, "topk_router_backward", warps("topk_router_backward", tokens, 2 * X),
-         router_backward_kernel, Router(args.options, X), tokens, rows_of<float>(args.dweights),
-         rows_of<float>(args.logits), rows_of<int32_t>(args.experts), rows_of<float>(args.dlogits));
+  constexpr const char* kName = "topk_router_backward";
+  with_team(X, [&]<class Lanes>() {
+    launch(ctx, kName, teams<Lanes>(kName, tokens, 2 * X), router_backward_kernel<Lanes>,
+           Router(args.options, X), tokens, rows_of<float>(args.dweights),
+           rows_of<float>(args.logits), rows_of<int32_t>(args.experts),
+           rows_of<float>(args.dlogits));
+  });
 }
 
 void router_statistics(const Context& ctx, const RouterStatistics& args,
                        const TensorView& partial) {
   const int64_t B = args.logits.dim(0), X = args.logits.dim(2);
   if (B == 0) return;
-  const RowBlocks blocks(args.logits.dim(1), kStatisticsBlocks);
-  launch(ctx, "router_statistics", warps("router_statistics", B * blocks.count, 6 * X),
-         router_statistics_kernel, Router(args.options, X), B, blocks, rows_of<float>(args.logits),
-         rows_of<int32_t>(args.experts), partial.as<double>());
-  launch(ctx, "router_statistics", {.blocks = unsigned(B), .threads = 256}, add_statistics_kernel,
-         int(X), blocks.count, partial.as<double>(), rows_of<float>(args.counts),
-         rows_of<float>(args.mass), args.z.as<float>());
+  const RowBlocks blocks = statistics_blocks(B, args.logits.dim(1));
+  constexpr const char* kName = "router_statistics";
+  with_team(X, [&]<class Lanes>() {
+    launch(ctx, kName, teams<Lanes>(kName, B * blocks.count, 6 * X),
+           router_statistics_kernel<Lanes>, Router(args.options, X), B, blocks,
+           rows_of<float>(args.logits), rows_of<int32_t>(args.experts), partial.as<double>());
+  });
+  launch(ctx, kName,
+         {.blocks = {unsigned(B), unsigned(ceil_div(2 * X + 1, kAddColumns))},
+          .threads = kAddColumns * kAddTurns},
+         add_statistics_kernel, int(X), blocks.count, partial.as<double>(),
+         rows_of<float>(args.counts), rows_of<float>(args.mass), args.z.as<float>());
 }
 
 void router_loss_backward(const Context& ctx, const RouterLossBackward& args) {
@@ -351,10 +426,13 @@ void router_loss_backward(const Context& ctx, const RouterLossBackward& args) {
   const double row_tokens = double(args.row_tokens);
   const double unit =
       args.balance_scale * double(X) / (row_tokens * row_tokens * double(args.options.top_k));
-  launch(ctx, "router_loss_backward", warps("router_loss_backward", rows, 3 * X),
-         router_loss_backward_kernel, Router(args.options, X), rows, args.logits.dim(1),
-         rows_of<float>(args.logits), rows_of<float>(args.counts), rows_of<float>(args.dlogits),
-         float(unit), float(2 * args.z_scale / row_tokens));
+  constexpr const char* kName = "router_loss_backward";
+  with_team(X, [&]<class Lanes>() {
+    launch(ctx, kName, teams<Lanes>(kName, rows, 3 * X), router_loss_backward_kernel<Lanes>,
+           Router(args.options, X), rows, args.logits.dim(1), rows_of<float>(args.logits),
+           rows_of<float>(args.counts), rows_of<float>(args.dlogits), float(unit),
+           float(2 * args.z_scale / row_tokens));
+  });
 }
 
 }  // namespace sluice::cuda
