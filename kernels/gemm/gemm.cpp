@@ -39,23 +39,19 @@ void expect_dtypes(const Context& ctx, const Gemm& args) {
                name_of(b), " and ", name_of(c));
 }
 
-// f32 operands as bf16 terms in scratch; bf16 ones as they are.
-struct Terms {
-  ConstTensorView whole;
-  TensorView split = {};
-
-  Terms(const Context& ctx, const ConstTensorView& operand, int64_t count) : whole(operand) {
-    if (operand.dtype == DType::bf16) return;
-    split =
-        ctx.scratch->alloc_padded_rows({count * operand.rows(), operand.row_size()}, DType::bf16);
-    if constexpr (kBuiltWithCuda) {
-      if (!ctx.counting()) cuda::split_into_bf16(ctx, operand, count, split);
-    }
+// An operand as bf16: itself, or as many terms of it as are asked for, in scratch.
+ConstTensorView in_bf16(const Context& ctx, const ConstTensorView& operand, int64_t terms,
+                        cuda::Stack stack) {
+  if (operand.dtype == DType::bf16) return operand;
+  const bool below = stack == cuda::Stack::below;
+  const TensorView split = ctx.scratch->alloc_padded_rows(
+      {operand.rows() * (below ? terms : 1), operand.row_size() * (below ? 1 : terms)},
+      DType::bf16);
+  if constexpr (kBuiltWithCuda) {
+    if (!ctx.counting()) cuda::split_into_bf16(ctx, operand, stack, split);
   }
-  ConstTensorView term(int64_t index) const {
-    return split ? split.row_range(index * whole.rows(), whole.rows()) : whole;
-  }
-};
+  return split;
+}
 
 void gemm_on_gpu(const Context& ctx, const Gemm& args) {
   const ArenaScope scope(*ctx.scratch);
@@ -65,17 +61,32 @@ void gemm_on_gpu(const Context& ctx, const Gemm& args) {
     if constexpr (kBuiltWithCuda) return cuda::gemm(ctx, part, workspace);
     fail_no_cuda("gemm");
   };
-  const bool to_bf16 = args.c.dtype == DType::bf16;
-  const DType operands = args.a.dtype;
-  if (operands == args.b.dtype && (operands == DType::bf16 || !to_bf16)) return product(args);
-  const int64_t count = to_bf16 ? 1 : 3;
-  const Terms a(ctx, args.a, count), b(ctx, args.b, count);
+  const bool a_is_f32 = args.a.dtype == DType::f32, b_is_f32 = args.b.dtype == DType::f32;
+  const int64_t K = args.a.dim(args.transpose_a ? 0 : 1);
   Gemm part = args;
-  for (int64_t index = 0; index < count; ++index) {
-    part.a = a.term(index);
-    part.b = b.term(index);
-    product(part);
-    part.beta = 1;
+  if (args.c.dtype == DType::bf16 && (a_is_f32 || b_is_f32)) {
+    if (a_is_f32 && b_is_f32 && !args.transpose_a && !args.transpose_b && K > 0 &&
+        K <= cuda::kNarrowest) {
+      if (ctx.counting()) return;
+      if constexpr (kBuiltWithCuda) return cuda::gemm_narrow(ctx, args);
+    }
+    part.a = in_bf16(ctx, args.a, 1, cuda::Stack::below);
+    part.b = in_bf16(ctx, args.b, 1, cuda::Stack::below);
+    return product(part);
+  }
+  if (a_is_f32 == b_is_f32) return product(args);
+  // The terms are rows of A or columns of B: one product reads the other operand once for all.
+  using enum cuda::Stack;
+  if (a_is_f32) part.a = in_bf16(ctx, args.a, cuda::kBf16Terms, args.transpose_a ? beside : below);
+  if (b_is_f32) part.b = in_bf16(ctx, args.b, cuda::kBf16Terms, args.transpose_b ? below : beside);
+  part.c = ctx.scratch->alloc_padded_rows({args.c.dim(0) * (a_is_f32 ? cuda::kBf16Terms : 1),
+                                           args.c.dim(1) * (b_is_f32 ? cuda::kBf16Terms : 1)},
+                                          DType::f32);
+  part.beta = 0;
+  product(part);
+  if constexpr (kBuiltWithCuda) {
+    if (!ctx.counting())
+      cuda::add_stacked(ctx, part.c, a_is_f32 ? below : beside, args.beta, args.c);
   }
 }
 

@@ -18,7 +18,8 @@
 //   a, b f32           c f32                full f32 arithmetic
 //   a, b bf16          c bf16 or f32
 //   one f32, one bf16  c f32                f32 is split into three bf16 terms, which hold all its
-//                                           24 bits: three products, nothing lost (router logits)
+//                                           24 bits: one product of all of them, nothing lost
+//                                           (router logits); the other operand is read once
 //   any f32            c bf16               f32 is rounded to bf16 first
 #pragma once
 

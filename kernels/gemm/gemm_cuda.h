@@ -13,10 +13,20 @@ void gemm(const Context& ctx, const Gemm& args, const TensorView& workspace);
 // The same by a kernel of sluice's own, for what cuBLASLt refuses.
 void gemm_plain(const Context& ctx, const Gemm& args);
 
-// x = the sum of `count` bf16 matrices: the first is x rounded, each next one what is left,
-// rounded. terms: (count * rows, columns).
-void split_into_bf16(const Context& ctx, const ConstTensorView& x, int64_t count,
+// f32 operands, neither transposed, of an inner dimension up to kNarrowest, rounded to bf16, and a
+// bf16 result: a kernel of sluice's own.
+inline constexpr int64_t kNarrowest = 16;
+void gemm_narrow(const Context& ctx, const Gemm& args);
+
+// x = the sum of three bf16 matrices: the first is x rounded, each next one what is left, rounded.
+// They lie below each other, or side by side. One term alone is x rounded.
+inline constexpr int64_t kBf16Terms = 3;
+enum class Stack : uint8_t { below, beside };
+void split_into_bf16(const Context& ctx, const ConstTensorView& x, Stack stack,
                      const TensorView& terms);
+// c = beta c + the sum of the three f32 matrices that products of stacked terms made.
+void add_stacked(const Context& ctx, const ConstTensorView& sums, Stack stack, double beta,
+                 const TensorView& c);
 
 void grouped_gemm(const Context& ctx, const GroupedGemm& args);
 void grouped_gemm_weight(const Context& ctx, const GroupedGemmWeight& args);

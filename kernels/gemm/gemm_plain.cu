@@ -38,19 +38,54 @@ void gemm_plain_of(const Context& ctx, const Gemm& args) {
          gemm_plain_kernel<T, C>, product, row_tiles);
 }
 
-// The first term is x rounded; what it misses is exact in f32, and so on.
-__global__ void split_kernel(const float* x, int64_t x_stride, int64_t rows, int64_t columns,
-                             int64_t count, Bf16* terms, int64_t terms_stride) {
-  const int64_t step = int64_t(gridDim.x) * blockDim.x;
-  for (int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; i < rows * columns; i += step) {
-    const int64_t row = i / columns, column = i - row * columns;
-    float left = x[row * x_stride + column];
-    for (int64_t term = 0; term < count; ++term) {
-      const Bf16 rounded = from_float<Bf16>(left);
-      terms[(term * rows + row) * terms_stride + column] = rounded;
-      left -= to_float(rounded);
+// Elements of a matrix, and where those of its terms are.
+struct Stacked {
+  int64_t columns, count;
+  int64_t stride, terms_stride, term_step;
+
+  Stacked(const ConstTensorView& matrix, const ConstTensorView& terms, Stack stack)
+      : columns(matrix.row_size()),
+        count(matrix.numel()),
+        stride(matrix.row_stride),
+        terms_stride(terms.row_stride),
+        term_step(stack == Stack::below ? matrix.rows() * terms.row_stride : columns) {}
+
+  // body(index in the matrix, index of its first term) for this thread's share.
+  template <class Body>
+  __device__ void for_each(const Body& body) const {
+    const int64_t step = int64_t(gridDim.x) * blockDim.x;
+    for (int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += step) {
+      const int64_t row = i / columns, column = i - row * columns;
+      body(row * stride + column, row * terms_stride + column);
     }
   }
+  Grid grid() const {
+    constexpr int64_t kThreads = 256, kMaxBlocks = 132 * 8;
+    return {.blocks = unsigned(std::min(ceil_div(count, kThreads), kMaxBlocks)),
+            .threads = unsigned(kThreads)};
+  }
+};
+
+// The first term is x rounded; what it misses is exact in f32, and so on.
+__global__ void split_kernel(Stacked elements, const float* x, int64_t num_terms, Bf16* terms) {
+  elements.for_each([&](int64_t at, int64_t first) {
+    float left = x[at];
+    for (int64_t term = 0; term < num_terms; ++term) {
+      const Bf16 rounded = from_float<Bf16>(left);
+      terms[first + term * elements.term_step] = rounded;
+      left -= to_float(rounded);
+    }
+  });
+}
+
+__global__ void add_stacked_kernel(Stacked elements, const float* sums, float beta, float* c) {
+  elements.for_each([&](int64_t at, int64_t first) {
+    float sum = 0;
+#pragma unroll
+    for (int64_t term = 0; term < kBf16Terms; ++term)
+      sum += sums[first + term * elements.term_step];
+    c[at] = beta == 0 ? sum : fmaf(beta, c[at], sum);
+  });
 }
 
 }  // namespace
@@ -61,14 +96,19 @@ void gemm_plain(const Context& ctx, const Gemm& args) {
   gemm_plain_of<Bf16, Bf16>(ctx, args);
 }
 
-void split_into_bf16(const Context& ctx, const ConstTensorView& x, int64_t count,
+void split_into_bf16(const Context& ctx, const ConstTensorView& x, Stack stack,
                      const TensorView& terms) {
-  constexpr int kThreads = 256;
-  constexpr int64_t kMaxBlocks = 132 * 8;
-  const int64_t blocks = std::min(ceil_div(x.numel(), kThreads), kMaxBlocks);
-  launch(ctx, "gemm", {.blocks = unsigned(blocks), .threads = kThreads}, split_kernel,
-         x.as<float>(), x.row_stride, x.rows(), x.row_size(), count, pointer<Bf16>(terms),
-         terms.row_stride);
+  if (x.numel() == 0) return;
+  const Stacked elements(x, terms, stack);
+  launch(ctx, "gemm", elements.grid(), split_kernel, elements, x.as<float>(),
+         terms.numel() / x.numel(), pointer<Bf16>(terms));
+}
+
+void add_stacked(const Context& ctx, const ConstTensorView& sums, Stack stack, double beta,
+                 const TensorView& c) {
+  const Stacked elements(c, sums, stack);
+  launch(ctx, "gemm", elements.grid(), add_stacked_kernel, elements, sums.as<float>(), float(beta),
+         c.as<float>());
 }
 
 }  // namespace sluice::cuda

@@ -107,13 +107,50 @@ TEST(GemmGpuEdges, RouterLogitsAndGradientLoseNothing) {
       kExactProducts);
 }
 
-TEST(GemmGpuEdges, RouterGradientGoesToActivations) {
+// The f32 operand is either one, lies either way, and its terms are stacked either way.
+TEST(GemmGpuEdges, ProductsOfTwoDtypes) {
   check_on_gpu(
       [](Side& side) {
-        gemm(side.ctx(), {.a = side.stat_normal({200, 6}),
-                          .b = side.stat_normal({6, 96}),
-                          .c = side.compare("dx", side.normal({200, 96})),
-                          .beta = 1});
+        for (const int which : {0, 1, 2, 3, 4, 5, 6, 7}) {
+          const bool a_is_f32 = which & 1, transpose_a = which & 2, transpose_b = which & 4;
+          const auto operand = [&](const Dims& dims, bool f32) {
+            return f32 ? side.stat_normal(dims, 1, 0, 3) : side.normal(dims, 1, 0, 3);
+          };
+          gemm(side.ctx(),
+               {.a = operand(transpose_a ? Dims{70, 33} : Dims{33, 70}, a_is_f32),
+                .b = operand(transpose_b ? Dims{19, 70} : Dims{70, 19}, !a_is_f32),
+                .c = side.compare(concat("c ", which), side.stat_normal({33, 19}, 1, 0, 2)),
+                .transpose_a = transpose_a,
+                .transpose_b = transpose_b,
+                .alpha = 1.5,
+                .beta = -0.5});
+        }
+      },
+      kExactProducts);
+}
+
+// Short and longer inner dimensions; rows in packs of 16 bytes and not; several tiles a block.
+TEST(GemmGpuEdges, RouterGradientGoesToActivations) {
+  struct Shape {
+    int64_t tokens, experts, columns, padding;
+  };
+  check_on_gpu(
+      [](Side& side) {
+        for (const Shape& s : {Shape{200, 6, 96, 0}, Shape{3, 1, 9, 0}, Shape{37, 16, 1096, 8},
+                               Shape{33, 17, 520, 0}, Shape{50, 40, 71, 0}, Shape{19, 64, 72, 3},
+                               Shape{21, 65, 72, 0}, Shape{9000, 16, 40, 0}}) {
+          for (const double beta : {1.0, 0.0}) {
+            const std::string name = concat(s.tokens, "x", s.experts, "x", s.columns, " ", beta);
+            const Dims dims{s.tokens, s.columns};
+            gemm(side.ctx(),
+                 {.a = side.stat_normal({s.tokens, s.experts}, 1, 0, s.padding),
+                  .b = side.stat_normal({s.experts, s.columns}, 1, 0, s.padding),
+                  .c = beta == 0 ? side.output(name, dims, side.dtype(), s.padding)
+                                 : side.compare(name, side.normal(dims, 1, 0, s.padding)),
+                  .alpha = 0.75,
+                  .beta = beta});
+          }
+        }
       },
       kRoundedResult);
 }
