@@ -227,29 +227,32 @@ void backward_plain(const Context& ctx, const ConvInput<T>& in, const Gradients<
          dweight_plain_kernel<T>, in, out, row_blocks);
 }
 
-// A block adds up kWarp columns of the partial sums: its warps take turns with the rows.
-__global__ void __launch_bounds__(kWarp* kWarp)
+// A block adds up kWarp columns of the partial sums: its warps take turns with the rows. Latency is
+// all it costs, so that its loads start at once and all blocks find room at the same time.
+constexpr int kAddWarps = 8;
+
+__global__ void __launch_bounds__(kAddWarps* kWarp)
     add_partials_kernel(const float* partial, int64_t rows, int64_t weights, int64_t columns,
                         float* dweight, float* dbias) {
-  __shared__ float of_warp[kWarp][kWarp];
+  __shared__ float of_warp[kAddWarps][kWarp];
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   const int64_t column = blockIdx.x * int64_t(kWarp) + lane;
+  float* const total = column < weights                       ? dweight + column
+                       : column < columns && dbias != nullptr ? dbias + (column - weights)
+                                                              : nullptr;
+  const float before = warp == 0 && total != nullptr ? *total : 0.0f;
   float sum = 0;
-  if (column < columns) {
-#pragma unroll 4
-    for (int64_t row = warp; row < rows; row += kWarp) sum += partial[row * columns + column];
+  if (total != nullptr) {
+#pragma unroll 8
+    for (int64_t row = warp; row < rows; row += kAddWarps) sum += partial[row * columns + column];
   }
   of_warp[warp][lane] = sum;
   __syncthreads();
-  if (warp != 0 || column >= columns) return;
-  float* const total = column < weights   ? dweight + column
-                       : dbias != nullptr ? dbias + (column - weights)
-                                          : nullptr;
-  if (total == nullptr) return;
+  if (warp != 0 || total == nullptr) return;
   sum = 0;
 #pragma unroll
-  for (int other = 0; other < kWarp; ++other) sum += of_warp[other][lane];
-  *total += sum;
+  for (int other = 0; other < kAddWarps; ++other) sum += of_warp[other][lane];
+  *total = before + sum;
 }
 
 }  // namespace
@@ -272,7 +275,7 @@ void causal_conv1d_backward(const Context& ctx, const CausalConv1dBackward& args
     }
   });
   launch(ctx, "causal_conv1d_backward",
-         {.blocks = unsigned(ceil_div(columns, kWarp)), .threads = kWarp * kWarp},
+         {.blocks = unsigned(ceil_div(columns, kWarp)), .threads = kAddWarps * kWarp},
          add_partials_kernel, pointer<float>(partial), blocks, args.dweight.numel(), columns,
          pointer<float>(args.dweight), optional_pointer<float>(args.dbias));
 }

@@ -98,7 +98,6 @@ __device__ inline void store_row(Bf16* to, const ConvRow& row) {
 // A lane's next rows of kTensors tensors, on their way to shared memory: kConvStages groups of
 // kConvAhead rows, of which one is being worked on. No lane reads what another one has copied;
 // registers would not hold as many rows.
-constexpr int kConvAhead = 8;
 constexpr int kConvStages = 3;
 
 // One lane's channels of a row, both sides aligned to as many bytes; zeros if not `valid`.

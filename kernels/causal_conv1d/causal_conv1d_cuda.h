@@ -7,10 +7,11 @@
 
 namespace sluice::cuda {
 
-// How work is cut, by the shape alone: a warp walks over some tokens of kConvChannels channels, and
-// a block has kConvWarps such warps.
+// How work is cut, by the shape alone: a warp walks over some tokens of kConvChannels channels,
+// kConvAhead at a time, and a block has kConvWarps such warps.
 inline constexpr int kConvWarps = 4;
 inline constexpr int64_t kConvChannels = 128;
+inline constexpr int kConvAhead = 8;
 inline constexpr int kConvBackwardResident = 3;  // blocks of a processor
 
 constexpr int64_t conv_ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -20,17 +21,20 @@ constexpr int64_t conv_tiles(int64_t C) { return conv_ceil_div(C, kConvChannels)
 // and more, 24 was the best on an H100).
 inline constexpr int64_t kConvForwardRows = 24;
 
-// The same in the backward, where a warp pays about 8 tokens more for its beginning and end: such
-// that the last blocks to start find the machine full, of an H100. 3 rows behind them are its too.
+// The same in the backward, where a warp goes through whole groups of rows, 3 of which are behind
+// its own, and pays about as much as for one group more for its beginning and end: such that the
+// last blocks to start find the machine full, of an H100. Walks of 461 tokens were slower than
+// short ones there (C 5376).
 constexpr int64_t conv_backward_rows(int64_t B, int64_t T, int64_t C) {
-  constexpr int64_t kHeld = 132 * kConvBackwardResident;
+  constexpr int64_t kHeld = 132 * kConvBackwardResident, kMostGroups = 24;
   int64_t best = 0, least = 0;
-  for (int64_t rows = 128; rows >= 16; rows -= 8) {
-    const int64_t blocks = conv_ceil_div(B * conv_ceil_div(T, rows), kConvWarps) * conv_tiles(C);
-    const int64_t time = conv_ceil_div(blocks, kHeld) * (rows + 8);
+  for (int64_t groups = kMostGroups; groups >= 2; --groups) {
+    const int64_t rows = groups * kConvAhead - 3, pieces = B * conv_ceil_div(T, rows);
+    const int64_t blocks = conv_ceil_div(pieces, kConvWarps) * conv_tiles(C);
+    const int64_t time = conv_ceil_div(blocks, kHeld) * (groups + 1);
     if (best == 0 || time < least) best = rows, least = time;
   }
-  return best - 3;
+  return best;
 }
 
 // Partial sums of the parameter gradients, one a row of blocks: (C, K) of the weight, then C of the

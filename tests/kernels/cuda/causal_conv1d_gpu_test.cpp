@@ -56,8 +56,8 @@ TEST_P(CausalConv1dGpu, AgreesWithCpu) {
   });
 }
 
-// A warp has 128 channels and 24 tokens in the forward; in the backward, in these shapes, 13, or
-// more in the last two of the windowed ones.
+// A warp has 128 channels and 24 tokens in the forward; in the backward 13, and 61 in the last
+// shape.
 INSTANTIATE_TEST_SUITE_P(
     Shapes, CausalConv1dGpu,
     testing::Values(
