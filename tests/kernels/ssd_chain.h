@@ -189,8 +189,8 @@ struct SsdChain {
 // The shapes that every test of the chain runs: all of T, Q, documents, groups and decays.
 inline std::vector<SsdShape> ssd_shapes() {
   return {
-      {.name = "one_token"},
-      {.name = "one_token_entering", .first = -1},
+      {.name = "one_token", .B = 5, .H = 3},
+      {.name = "one_token_entering", .B = 5, .H = 3, .first = -1},
       {.name = "chunk_of_one", .B = 2, .T = 5, .H = 2, .P = 3, .N = 2, .Q = 1, .first = -1},
       {.name = "chunk_beyond_row", .T = 5, .H = 2, .G = 2, .P = 3, .N = 4, .Q = 8, .first = -2},
       {.name = "whole_chunks", .T = 12, .H = 4, .G = 2, .P = 5, .N = 3, .Q = 4, .first = -1},
