@@ -1,17 +1,11 @@
-// The backward. The threads of a channel run a span forwards from its kept state, leaving h of
-// every token in shared memory, and then backwards.
-#include <type_traits>
-
-#include "kernels/selective_scan/selective_scan_walk.cuh"
+// The backward: its cells, its sums, and how it is started.
+#include "kernels/selective_scan/selective_scan_backward_walk.cuh"
 
 namespace sluice::cuda {
 
 namespace {
 
-constexpr int kSums = 2 * kStates;
 constexpr int kReduceThreads = 256;
-constexpr int kGroup = kMmaN;  // tokens whose sums over channels are taken at once
-static_assert(kStates == kMmaM && 2 * kWarpChannels == kMmaK, "the tiles of a warp are for these");
 
 template <class T>
 struct BackwardOutput {
@@ -26,83 +20,6 @@ struct BackwardOutput {
   bool first, last;                               // of those blocks
   bool wide, wide_BC;                             // whether activations move by 16 bytes; B and C
 };
-
-// h before the span and after each of its tokens, of a warp's channels: kSpan + 1 slots. Later a
-// slot takes the gradient of h, and after that the token's kSums sums over channels. In bf16 a slot
-// is an operand of tensor cores; the recurrence itself stays in f32 registers. Slots are 16 bytes
-// longer than their states: so the sums of several tokens meet all banks.
-template <class T>
-class History;
-
-template <>
-class History<Bf16> {
- public:
-  static constexpr int kSlot = kWarpChannels * kStates * 2 + 16;  // bytes
-  static constexpr int kBytes = (kSpan + 1) * kSlot;
-  using Packed = uint2;
-
-  __device__ explicit History(char* data)
-      : data_(data),
-        own_(data + place(threadIdx.x % kWarp / kLanes, threadIdx.x % kLanes * kOwn)) {}
-  __device__ float* sums(int slot) const { return reinterpret_cast<float*>(data_ + slot * kSlot); }
-  __device__ void store(int slot, const float (&h)[kOwn]) const {
-    *reinterpret_cast<uint2*>(own_ + slot * kSlot) = {pack_bf16(h[0], h[1]), pack_bf16(h[2], h[3])};
-  }
-  __device__ Packed load(int slot) const {
-    return *reinterpret_cast<const uint2*>(own_ + slot * kSlot);
-  }
-  __device__ static void unpack(const Packed& packed, float (&h)[kOwn]) { unpack_four(packed, h); }
-  // States x (channels of `slot`, then of the next): an operand.
-  __device__ FragmentA transposed(int slot) const {
-    const int lane = threadIdx.x % kWarp;
-    FragmentA a;
-    ldmatrix_x4_transposed(a.words,
-                           reinterpret_cast<const Bf16*>(data_ + (slot + lane / 16) * kSlot +
-                                                         place(lane % 8, lane / 8 % 2 * 8)));
-    return a;
-  }
-
- private:
-  // Pieces of 16 bytes are permuted so that ldmatrix meets all banks.
-  __device__ static int place(int channel, int state) {
-    return channel * kStates * 2 + ((state / 8) ^ (channel / 4 & 1)) * 16 + state % 8 * 2;
-  }
-  char *data_, *own_;
-};
-
-template <>
-class History<float> {
- public:
-  static constexpr int kSlot = kWarpChannels * kStates * 4 + 16;
-  static constexpr int kBytes = (kSpan + 1) * kSlot;
-  using Packed = float4;
-
-  __device__ explicit History(char* data)
-      : data_(data), own_(data + threadIdx.x % kWarp * sizeof(float4)) {}
-  __device__ float* sums(int slot) const { return reinterpret_cast<float*>(data_ + slot * kSlot); }
-  __device__ void store(int slot, const float (&h)[kOwn]) const {
-    *reinterpret_cast<float4*>(own_ + slot * kSlot) = {h[0], h[1], h[2], h[3]};
-  }
-  __device__ Packed load(int slot) const {
-    return *reinterpret_cast<const float4*>(own_ + slot * kSlot);
-  }
-  __device__ static void unpack(const Packed& four, float (&h)[kOwn]) { unpack_four(four, h); }
-
- private:
-  char *data_, *own_;
-};
-
-// A block's shared memory; the warps' histories follow.
-template <class T>
-struct BackwardRoom {
-  SpanBC<T> bc;
-  SpanPairs pairs;  // dt and dt u; behind the walk the gradients of dt u and, through decays, of dt
-  SpanFloats dsum;  // gradient of the sum over n of C h
-  SpanFloats sum;   // that sum
-  alignas(16) float dt_bias[kMaxWidth], D[kMaxWidth];
-};
-static_assert(sizeof(BackwardRoom<Bf16>) % 16 == 0 && sizeof(BackwardRoom<float>) % 16 == 0,
-              "histories are aligned to 16 bytes");
 
 template <class T>
 size_t shared_bytes(int64_t width) {
@@ -127,148 +44,6 @@ struct BackwardCell {
   }
 };
 
-// The walk of one thread of a channel.
-template <class T>
-struct BackwardWalk {
-  const ScanWalker me;
-  const SpanBC<T>& bc;
-  const SpanPairs::Column steps;
-  const SpanFloats::Column dsums, sums;
-  const History<T> history;
-  float carried[kOwn] = {};  // gradient of h through the tokens behind
-  float dA[kOwn] = {};       // sum of dt times the gradient of the decay's exponent
-
-  __device__ void run_forwards(float (&h)[kOwn]) const {
-    history.store(0, h);
-#pragma unroll 2
-    for (int first = 0; first < kSpan; first += kLanes) {
-      float products[kLanes];
-#pragma unroll
-      for (int i = 0; i < kLanes; ++i) {
-        const float2 step = steps[first + i];
-        float B[kOwn], C[kOwn];
-        bc.load(first + i, me.lane, B, C);
-        float sum = 0;
-#pragma unroll
-        for (int n = 0; n < kOwn; ++n) {
-          h[n] = fmaf(exp2_approx(step.x * me.A[n]), h[n], step.y * B[n]);
-          sum = fmaf(C[n], h[n], sum);
-        }
-        products[i] = sum;
-        history.store(first + i + 1, h);
-      }
-      const float sum = sum_of_lanes(products, me.lane);
-      sums[first + me.lane] = sum;
-    }
-  }
-
-  // Tokens first + kLanes - 1 .. first.
-  __device__ void run_backwards(int first) {
-    float dinputs[kLanes], ddts[kLanes];
-#pragma unroll
-    for (int i = kLanes - 1; i >= 0; --i) {
-      const int token = first + i;
-      const float2 step = steps[token];
-      const float dsum = dsums[token];
-      float B[kOwn], C[kOwn];
-      bc.load(token, me.lane, B, C);
-      float before[kOwn], dh[kOwn];
-      History<T>::unpack(history.load(token), before);
-      float dinput = 0, ddt = 0;
-#pragma unroll
-      for (int n = 0; n < kOwn; ++n) {
-        dh[n] = fmaf(C[n], dsum, carried[n]);
-        dinput = fmaf(dh[n], B[n], dinput);
-        carried[n] = exp2_approx(step.x * me.A[n]) * dh[n];
-        const float dexponent = carried[n] * before[n];  // of dt A
-        ddt = fmaf(dexponent, me.A[n], ddt);
-        dA[n] = fmaf(dexponent, step.x, dA[n]);
-      }
-      dinputs[i] = dinput, ddts[i] = ddt;
-      leave_gradient(token, dh, step.y, dsum);
-    }
-    const float dinput = sum_of_lanes(dinputs, me.lane), ddt = sum_of_lanes(ddts, me.lane);
-    __syncwarp();  // all four have read these tokens
-    dsums[first + me.lane] = dinput;
-    steps[first + me.lane].y = ddt * kLn2;
-  }
-
-  // dB = sum over channels of dh dt u, dC = the same of h dsum. In f32 by the lanes, at once.
-  __device__ void leave_gradient(int token, const float (&dh)[kOwn], float dt_u, float dsum) const {
-    if constexpr (std::is_same_v<T, float>) {
-      float h[kOwn], values[2 * kOwn];
-      History<float>::unpack(history.load(token + 1), h);
-#pragma unroll
-      for (int n = 0; n < kOwn; ++n) values[n] = dh[n] * dt_u, values[kOwn + n] = h[n] * dsum;
-      add_channels(values);
-      __syncwarp();                                    // all have read the slot
-      const int which = threadIdx.x % kWarp / kLanes;  // of the values
-      history.sums(token + 1)[which / kOwn * kStates + me.lane * kOwn + which % kOwn] = values[0];
-    } else {
-      history.store(token + 1, dh);
-    }
-  }
-  // The sum over the warp's channels of values[i] goes to values[0] of channel i's threads. Every
-  // step halves the values and adds over pairs of channels.
-  template <int kHalf = kOwn>
-  __device__ static void add_channels(float (&values)[2 * kOwn]) {
-    const bool upper = threadIdx.x & (kHalf * kLanes);
-#pragma unroll
-    for (int i = 0; i < kHalf; ++i) {
-      const float sent = upper ? values[i] : values[i + kHalf];
-      const float kept = upper ? values[i + kHalf] : values[i];
-      values[i] = kept + __shfl_xor_sync(kFullWarp, sent, kHalf * kLanes);
-    }
-    if constexpr (kHalf > 1) add_channels<kHalf / 2>(values);
-  }
-
-  // In bf16 by tensor cores, kGroup tokens at a time: a product has the states of two tokens, and
-  // of the other operand only these tokens' columns are not zero.
-  __device__ Accumulator sum_channels(int first, uint32_t weights) const {
-    const int token = threadIdx.x % kWarp / kLanes;  // of the weights
-    Accumulator sums;
-#pragma unroll
-    for (int i = 0; i < kGroup; i += 2) {
-      const FragmentB two = {{token == i ? weights : 0, token == i + 1 ? weights : 0}};
-      mma(sums, history.transposed(first + i + 1), two);
-    }
-    return sums;
-  }
-  __device__ void store_sums(int first, int which, const Accumulator& sums) const {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      float* const to = history.sums(first + Accumulator::column(i) + 1);
-      to[which * kStates + Accumulator::row(i)] = sums.values[i];
-    }
-  }
-
-  // A span; h before it. Leaves the sums over the warp's channels in the slots.
-  __device__ void run(BackwardRoom<T>& room, float (&h)[kOwn]) {
-    run_forwards(h);
-#pragma unroll 1
-    for (int first = kSpan - kGroup; first >= 0; first -= kGroup) {
-      if constexpr (std::is_same_v<T, float>) {
-#pragma unroll 1
-        for (int half = kGroup - kLanes; half >= 0; half -= kLanes) run_backwards(first + half);
-      } else {
-        // Of token first + lane / 4: two channels.
-        const int lane = threadIdx.x % kWarp, token = first + lane / kLanes;
-        const int column = me.column - lane / kLanes + lane % kLanes * 2;
-        const float2 dsum = room.dsum.two(token, column);
-        const float4 step = room.pairs.two(token, column);
-        __syncwarp();
-        const Accumulator dC = sum_channels(first, pack_bf16(dsum.x, dsum.y));
-        __syncwarp();
-        run_backwards(first + kLanes), run_backwards(first);
-        __syncwarp();
-        const Accumulator dB = sum_channels(first, pack_bf16(step.y, step.w));
-        __syncwarp();
-        store_sums(first, 0, dB), store_sums(first, 1, dC);
-      }
-    }
-  }
-};
-
 // The warps' sums of a span's tokens, added up in order.
 template <class T>
 __device__ void store_span_sums(const ScanInput<T>& in, const BackwardOutput<T>& out,
@@ -279,7 +54,9 @@ __device__ void store_span_sums(const ScanInput<T>& in, const BackwardOutput<T>&
   for (int i = threadIdx.x; i < count * kSums / 4; i += blockDim.x) {
     const int token = i / (kSums / 4), first = i % (kSums / 4) * 4;
     float4 sum = {0, 0, 0, 0};
-    for (int warp = 0; warp < warps; ++warp) {
+#pragma unroll
+    for (int warp = 0; warp < kMaxWidth / kWarpChannels; ++warp) {
+      if (warp >= warps) break;
       const char* const slot =
           histories + warp * History<T>::kBytes + (token + 1) * History<T>::kSlot;
       const float4 part = *reinterpret_cast<const float4*>(slot + first * sizeof(float));
@@ -311,8 +88,8 @@ __device__ void prepare_cell(const ScanInput<T>& in, const BackwardCell<T>& now,
   }
 #pragma unroll
   for (int i = 0; i < kEight; i += 2) {
-    room.pairs.two_of(cell, i) = {now.start ? kStartDt : dt[i], dt[i] * now.u[i],
-                                  now.start ? kStartDt : dt[i + 1], dt[i + 1] * now.u[i + 1]};
+    room.pairs.two_of(cell, i) = {now.start ? kStartDt : dt[i], now.start ? kStartDt : dt[i + 1],
+                                  dt[i] * now.u[i], dt[i + 1] * now.u[i + 1]};
   }
 #pragma unroll
   for (int i = 0; i < kEight; i += 4)
@@ -338,7 +115,7 @@ struct WalkedCell {
 #pragma unroll
     for (int i = 0; i < kEight; i += 2) {
       const float4 two = room.pairs.two_of(cell, i);
-      dt[i] = two.x, ddt[i] = two.y, dt[i + 1] = two.z, ddt[i + 1] = two.w;
+      dt[i] = two.x, dt[i + 1] = two.y, ddt[i] = two.z, ddt[i + 1] = two.w;
     }
   }
   // Blocks of states, but for the last, leave their sums behind; the others add them.
@@ -355,38 +132,61 @@ struct WalkedCell {
   }
 };
 
-// What a cell writes. kSeveral: sums of other blocks of states.
-template <bool kSeveral, class T>
+// Where a document starts the walk had another dt than the gradients have.
+template <class T>
+__device__ void restore_steps(const BackwardCell<T>& now, const ScanCell& cell,
+                              BackwardRoom<T>& room) {
+  if (!now.start) return;
+#pragma unroll
+  for (int i = 0; i < kEight; i += 2) {
+    float4& two = room.pairs.two_of(cell, i);
+    two.x = ScanStep(now.delta[i] + room.dt_bias[cell.column + i]).dt;
+    two.y = ScanStep(now.delta[i + 1] + room.dt_bias[cell.column + i + 1]).dt;
+  }
+}
+
+// What a cell writes. Not kWide: states may come in several blocks. Branches are around channels,
+// not within: so their chains run beside each other.
+template <bool kWide, class T>
 __device__ void finish_cell(const ScanInput<T>& in, const BackwardOutput<T>& out,
                             const BackwardCell<T>& now, const ScanCell& cell, int row, int present,
                             BackwardRoom<T>& room, CellSums& sums) {
+  restore_steps(now, cell, room);
   WalkedCell walked(cell, room);
-  if (kSeveral) walked.add_blocks(out, row, cell.e, present);
-  if (kSeveral && !out.last) return;
+  if (!kWide && in.N > kStates) {
+    walked.add_blocks(out, row, cell.e, present);
+    if (!out.last) return;
+  }
   float bias[kEight], D[kEight];
   load_eight(room.dt_bias + cell.column, bias), load_eight(room.D + cell.column, D);
-  if (now.start) {  // the walk saw another dt
+  float gate[kEight], gate_slope[kEight];
 #pragma unroll
-    for (int i = 0; i < kEight; ++i) walked.dt[i] = ScanStep(now.delta[i] + bias[i]).dt;
+  for (int i = 0; i < kEight; ++i) gate[i] = 1, gate_slope[i] = 0;
+  if (in.z) {
+#pragma unroll
+    for (int i = 0; i < kEight; ++i) {
+      const float z = now.z[i], s = sigmoid(z);
+      gate[i] = z * s, gate_slope[i] = fmaf(gate[i], 1 - s, s);
+    }
   }
   float du[kEight], ddelta[kEight], dz[kEight], y[kEight];
 #pragma unroll
   for (int i = 0; i < kEight; ++i) {
-    const float x = now.delta[i] + bias[i];
-    const float u = now.u[i], dy = now.dy[i], z = in.z ? now.z[i] : 1.0f;
-    const float s = in.z ? sigmoid(z) : 1.0f, dsum = dy * z * s;
+    const float u = now.u[i], dy = now.dy[i], dsum = dy * gate[i];
     const float sum = fmaf(D[i], u, walked.sum[i]);
-    dz[i] = dy * sum * s * fmaf(z, 1 - s, 1);
-    y[i] = sum * z * s;
-    ddelta[i] = fmaf(u, walked.ddt_u[i], walked.ddt[i]) * sigmoid(x);  // the slope of softplus
+    dz[i] = dy * sum * gate_slope[i];
+    y[i] = sum * gate[i];
+    // The last factor is the slope of softplus.
+    ddelta[i] = fmaf(u, walked.ddt_u[i], walked.ddt[i]) * sigmoid(now.delta[i] + bias[i]);
     du[i] = fmaf(walked.dt[i], walked.ddt_u[i], D[i] * dsum);
     sums.ddt_bias[i] += ddelta[i];
     sums.dD[i] = fmaf(dsum, u, sums.dD[i]);
   }
-  Eight<T>::of(du).store(out.du.at(row, cell.e), present, out.wide);
-  Eight<T>::of(ddelta).store(out.ddelta.at(row, cell.e), present, out.wide);
-  if (out.dz) Eight<T>::of(dz).store(out.dz.at(row, cell.e), present, out.wide);
-  if (out.y) Eight<T>::of(y).store(out.y.at(row, cell.e), present, out.wide);
+  const bool wide = kWide || out.wide;
+  Eight<T>::of(du).store(out.du.at(row, cell.e), present, wide);
+  Eight<T>::of(ddelta).store(out.ddelta.at(row, cell.e), present, wide);
+  if (out.dz) Eight<T>::of(dz).store(out.dz.at(row, cell.e), present, wide);
+  if (out.y) Eight<T>::of(y).store(out.y.at(row, cell.e), present, wide);
 }
 
 // The piece's share of the parameters' gradients.
@@ -398,36 +198,44 @@ __device__ void store_parameters(const ScanInput<T>& in, const BackwardOutput<T>
   const int first_row = block.map * (kStates + 2);
   const ScanWalker& me = walk.me;
 #pragma unroll
-  for (int n = 0; n < kOwn; ++n) {
-    if (me.active)
-      *out.parameters.at(first_row + me.lane * kOwn + n, me.e) = walk.dA[n] * me.A[n] * kLn2;
+  for (int c = 0; c < kPair; ++c) {
+#pragma unroll
+    for (int n = 0; n < kOwn; ++n) {
+      if (me.active(c))
+        *out.parameters.at(first_row + me.lane * kOwn + n, me.e(c)) =
+            walk.dA[c][n] * me.A[c][n] * kLn2;
+    }
   }
 #pragma unroll
   for (int i = 0; i < kEight; i += 2) {
-    pairs.two_of(cell, i) = {sums.ddt_bias[i], sums.dD[i], sums.ddt_bias[i + 1], sums.dD[i + 1]};
+    pairs.two_of(cell, i) = {sums.ddt_bias[i], sums.ddt_bias[i + 1], sums.dD[i], sums.dD[i + 1]};
   }
   __syncthreads();
-  if (me.lane != 0 || !me.active) return;
+  if (me.lane >= kPair || !me.active(me.lane)) return;
   float ddt_bias = 0, dD = 0;
-  for (int token = 0; token < kSpan; ++token) {
-    const float2 part = pairs.column(me.column)[token];
-    ddt_bias += part.x, dD += part.y;
+  for (int token = 0; token < kSpan / kCells; ++token) {
+    const float4 two = pairs.two(token, me.column);
+    ddt_bias += me.lane == 0 ? two.x : two.y, dD += me.lane == 0 ? two.z : two.w;
   }
-  *out.parameters.at(first_row + kStates, me.e) = ddt_bias;
-  *out.parameters.at(first_row + kStates + 1, me.e) = dD;
+  *out.parameters.at(first_row + kStates, me.e(me.lane)) = ddt_bias;
+  *out.parameters.at(first_row + kStates + 1, me.e(me.lane)) = dD;
 }
 
-// Bound by instructions: 34 a token, channel and state with what a channel needs besides, of those
-// 2.5 exponentials; an H100 issues 64 % of what it could. 16 bytes in bf16, and 4 of the kept
-// states, are a fraction of that. More warps do not fit: histories fill shared memory.
-template <class T, bool kSeveral>
+// Bound by instructions: about 27 a token, channel and state with what a channel needs besides, of
+// those 2.5 exponentials; an H100 issues 60 % of what it could, two warps a scheduler. More do not
+// fit: histories fill shared memory, and two channels a thread the registers. 16 bytes in bf16, and
+// 4 of the kept states, are a fraction of that. kWide: all moves by 16 bytes, and a channel has
+// kStates states; that the loop holds no other path is worth 7 %.
+template <class T, bool kWide>
 __global__ void __launch_bounds__(kMaxScanThreads, std::is_same_v<T, float> ? 1 : 2)
     backward_kernel(ScanInput<T> in, BackwardOutput<T> out) {
   extern __shared__ __align__(128) char shared[];
   BackwardRoom<T>& room = *reinterpret_cast<BackwardRoom<T>*>(shared);
   char* const histories = shared + sizeof(BackwardRoom<T>);
+  const bool wide = kWide || out.wide, wide_BC = kWide || out.wide_BC;
+  const bool wide_states = kWide || in.wide;
   const ScanBlock block(in);
-  const ScanCell cell(in, block);
+  const ScanCell cells[kCells] = {{in, block, 0}, {in, block, 1}};
   const ScanWalker me(in, block);
   BackwardWalk<T> walk{.me = me,
                        .bc = room.bc,
@@ -435,42 +243,51 @@ __global__ void __launch_bounds__(kMaxScanThreads, std::is_same_v<T, float> ? 1 
                        .dsums = room.dsum.column(me.column),
                        .sums = room.sum.column(me.column),
                        .history = History<T>(histories + threadIdx.x / kWarp * History<T>::kBytes)};
-  if (me.lane == 0) {
-    room.dt_bias[me.column] = in.dt_bias[me.e];
-    room.D[me.column] = in.D[me.e];
+  if (me.lane < kPair) {
+    room.dt_bias[me.column + me.lane] = in.dt_bias[me.e(me.lane)];
+    room.D[me.column + me.lane] = in.D[me.e(me.lane)];
   }
   if (out.entering) {
-    const float* const from = out.entering.at(block.map * in.channels + me.e);
-    me.load_states(from, in.states, in.wide, walk.carried);
+    const auto place = [&](int e) { return out.entering.at(block.map * in.channels + e); };
+    me.load_states(place, in.states, wide_states, walk.carried);
   }
   CellSums sums;
   __syncthreads();
   for (int span = block.last_span; span >= block.first_span; --span) {
-    BackwardCell<T> now;
-    now.load(in, block, cell, span, out.wide);
+    BackwardCell<T> now[kCells];
+#pragma unroll
+    for (int i = 0; i < kCells; ++i) now[i].load(in, block, cells[i], span, wide);
     typename SpanBC<T>::Fetched fetched;
-    fetched.load(in, block, span, out.wide_BC);
-    float h[kOwn];
-    me.load_states(out.span_states.at(block.b * int(in.pieces.rows) + span, me.e * in.N), in.states,
-                   in.wide, h);
-    prepare_cell(in, now, cell, room);
+    fetched.load(in, block, span, wide_BC);
+    const int state_row = block.b * int(in.pieces.rows) + span;
+    float h[kPair][kOwn];
+    me.load_states([&](int e) { return out.span_states.at(state_row, e * in.N); }, in.states,
+                   wide_states, h);
+#pragma unroll
+    for (int i = 0; i < kCells; ++i) prepare_cell(in, now[i], cells[i], room);
     room.bc.put(fetched);
     __syncthreads();
     if (span > block.first_span) {
-      prefetch_cell(in, block, cell, span - 1);
-      prefetch_to_l2(out.span_states.at(block.b * int(in.pieces.rows) + span - 1, me.e * in.N));
+#pragma unroll
+      for (int i = 0; i < kCells; ++i) prefetch_cell(in, block, cells[i], span - 1);
+#pragma unroll
+      for (int c = 0; c < kPair; ++c)
+        prefetch_to_l2(out.span_states.at(state_row - 1, me.e(c) * in.N));
     }
     walk.run(room, h);
     __syncthreads();
     store_span_sums(in, out, block, span, histories);
-    finish_cell<kSeveral>(in, out, now, cell, block.row + span * kSpan + cell.token,
-                          cell.present_in(span * kSpan, block.end), room, sums);
+#pragma unroll
+    for (int i = 0; i < kCells; ++i) {
+      finish_cell<kWide>(in, out, now[i], cells[i], block.row + span * kSpan + cells[i].token,
+                         cells[i].present_in(span * kSpan, block.end), room, sums);
+    }
   }
   if (out.dinitial && block.first_span == 0) {
-    float* const to = out.dinitial.at(block.b * in.channels + me.e);
-    me.store_states(to, in.states, in.wide, walk.carried);
+    const auto place = [&](int e) { return out.dinitial.at(block.b * in.channels + e); };
+    me.store_states(place, in.states, wide_states, walk.carried);
   }
-  store_parameters(in, out, block, cell, walk, sums, room.pairs);
+  store_parameters(in, out, block, cells[0], walk, sums, room.pairs);
 }
 
 // dB and dC of a token: the tiles' sums in order. A thread has four states.
@@ -522,8 +339,13 @@ void backward(const Context& ctx, const SelectiveScanBackward& args,
     ScanInput<T> in(args, first, scan_width(dims[0], dims[1], dims[2]));
     in.check_wide(args.span_states), in.check_wide(entering), in.check_wide(args.dinitial_state);
     const bool last = first + kStates >= in.N;
-    const auto kernel = in.N > kStates ? backward_kernel<T, true> : backward_kernel<T, false>;
-    launch(ctx, "selective_scan_backward", in.grid(kLanes, shared_bytes<T>(in.width)), kernel, in,
+    const bool wide = scan_rows_wide(dims[2], args.u, args.delta, args.z, args.dy, args.du,
+                                     args.ddelta, args.dz, args.y);
+    const bool wide_BC = in.has_wide_states(first) && scan_rows_wide(0, args.B, args.C);
+    const bool all_wide = wide && wide_BC && in.wide && in.N == kStates;
+    const auto kernel = all_wide ? backward_kernel<T, true> : backward_kernel<T, false>;
+    launch(ctx, "selective_scan_backward", in.grid(kChannelThreads, shared_bytes<T>(in.width)),
+           kernel, in,
            BackwardOutput<T>{.span_states = {args.span_states, first},
                              .entering = {entering, first},
                              .du = args.du,
@@ -538,10 +360,8 @@ void backward(const Context& ctx, const SelectiveScanBackward& args,
                              .sum_ddt = sums.ddt,
                              .first = first == 0,
                              .last = last,
-                             .wide = scan_rows_wide(dims[2], args.u, args.delta, args.z, args.dy,
-                                                    args.du, args.ddelta, args.dz, args.y),
-                             .wide_BC = in.states == kStates && first % kEight == 0 &&
-                                        scan_rows_wide(0, args.B, args.C)});
+                             .wide = wide,
+                             .wide_BC = wide_BC});
     const int64_t rows = int64_t{in.batch} * in.tokens;
     launch(
         ctx, "selective_scan_backward",

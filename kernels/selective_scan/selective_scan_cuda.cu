@@ -6,7 +6,7 @@ namespace sluice::cuda {
 namespace {
 
 constexpr int kStepThreads = 128;
-constexpr int kForwardResident = 2;  // blocks of a processor
+constexpr int kForwardResident = 4;  // blocks of a processor
 
 template <class T>
 struct ForwardOutput {
@@ -40,27 +40,31 @@ struct ForwardCell {
 // The walk: pairs hold dt and dt u of a token; its sum over n of C h takes the place of dt.
 template <class T>
 __device__ void walk_forward(const ScanWalker& me, const SpanBC<T>& bc, SpanPairs& pairs,
-                             float (&h)[kOwn]) {
+                             float (&h)[kPair][kOwn]) {
   const SpanPairs::Column steps = pairs.column(me.column);
+  WalkToken next;
+  next.load(steps, bc, 0, me.lane);
 #pragma unroll 2
   for (int first = 0; first < kSpan; first += kLanes) {
-    float sums[kLanes];
+    float sums[kPair][kLanes];
 #pragma unroll
     for (int i = 0; i < kLanes; ++i) {
-      const float2 step = steps[first + i];
-      float B[kOwn], C[kOwn];
-      bc.load(first + i, me.lane, B, C);
-      float sum = 0;
+      const WalkToken now = next;
+      next.load(steps, bc, (first + i + 1) % kSpan, me.lane);
 #pragma unroll
-      for (int n = 0; n < kOwn; ++n) {
-        h[n] = fmaf(exp2_approx(step.x * me.A[n]), h[n], step.y * B[n]);
-        sum = fmaf(C[n], h[n], sum);
+      for (int c = 0; c < kPair; ++c) {
+        float sum = 0;
+#pragma unroll
+        for (int n = 0; n < kOwn; ++n) {
+          h[c][n] = fmaf(exp2_approx(now.dt[c] * me.A[c][n]), h[c][n], now.dt_u[c] * now.B[n]);
+          sum = fmaf(now.C[n], h[c][n], sum);
+        }
+        sums[c][i] = sum;
       }
-      sums[i] = sum;
     }
-    const float sum = sum_of_lanes(sums, me.lane);
+    const float left = sum_of_lanes(sums[0], me.lane), right = sum_of_lanes(sums[1], me.lane);
     __syncwarp();  // all four have read the steps
-    steps[first + me.lane].x = sum;
+    reinterpret_cast<float2&>(steps[first + me.lane]) = {left, right};
   }
 }
 
@@ -74,13 +78,13 @@ __device__ void prepare_cell(const ForwardCell<T>& now, const ScanCell& cell, co
   for (int i = 0; i < kEight; ++i) dt[i] = ScanStep(now.delta[i] + bias[i]).dt;
 #pragma unroll
   for (int i = 0; i < kEight; i += 2) {
-    pairs.two_of(cell, i) = {now.start ? kStartDt : dt[i], dt[i] * now.u[i],
-                             now.start ? kStartDt : dt[i + 1], dt[i + 1] * now.u[i + 1]};
+    pairs.two_of(cell, i) = {now.start ? kStartDt : dt[i], now.start ? kStartDt : dt[i + 1],
+                             dt[i] * now.u[i], dt[i + 1] * now.u[i + 1]};
   }
 }
 
-// y of a cell. kSeveral: sums of other blocks of states.
-template <bool kSeveral, class T>
+// y of a cell. Not kWide: states may come in several blocks.
+template <bool kWide, class T>
 __device__ void finish_cell(const ScanInput<T>& in, const ForwardOutput<T>& out,
                             const ForwardCell<T>& now, const ScanCell& cell, int row, int present,
                             const float* all_D, SpanPairs& pairs) {
@@ -89,68 +93,86 @@ __device__ void finish_cell(const ScanInput<T>& in, const ForwardOutput<T>& out,
 #pragma unroll
   for (int i = 0; i < kEight; i += 2) {
     const float4 two = pairs.two_of(cell, i);
-    sum[i] = two.x, sum[i + 1] = two.z;
+    sum[i] = two.x, sum[i + 1] = two.y;
   }
+  if (!kWide && in.N > kStates) {
 #pragma unroll
-  for (int i = 0; i < kEight; ++i) {
-    if (kSeveral && i < present) {
+    for (int i = 0; i < kEight; ++i) {
+      if (i >= present) continue;
       if (!out.first) sum[i] += *out.sum.at(row, cell.e + i);
       if (!out.last) *out.sum.at(row, cell.e + i) = sum[i];
     }
-    y[i] = fmaf(D[i], now.u[i], sum[i]) * (in.z ? silu(now.z[i]) : 1.0f);
   }
-  if (!kSeveral || out.last) Eight<T>::of(y).store(out.y.at(row, cell.e), present, out.wide);
+#pragma unroll
+  for (int i = 0; i < kEight; ++i) y[i] = fmaf(D[i], now.u[i], sum[i]);
+  if (in.z) {
+#pragma unroll
+    for (int i = 0; i < kEight; ++i) y[i] *= silu(now.z[i]);
+  }
+  if (!kWide && !out.last) return;
+  Eight<T>::of(y).store(out.y.at(row, cell.e), present, kWide || out.wide);
 }
 
-// Bound by instructions, about 12 of the 128 a cycle that a processor can, and by
+// Bound by instructions, about 10 of the 128 a cycle that a processor can, and by
 // exponentials, 1.25 of its 16, a token, channel and state; by what goes from shared memory to
-// registers almost as much. 8 bytes in bf16 are less than that. kSeveral: blocks of states.
-template <class T, bool kSeveral>
+// registers almost as much. 8 bytes in bf16 are less than that. kWide: all moves by 16 bytes, and a
+// channel has kStates states.
+template <class T, bool kWide>
 __global__ void __launch_bounds__(kMaxScanThreads, kForwardResident)
     forward_kernel(ScanInput<T> in, ForwardOutput<T> out) {
   __shared__ SpanBC<T> bc;
   __shared__ SpanPairs pairs;
   __shared__ alignas(16) float dt_bias[kMaxWidth];
   __shared__ alignas(16) float D[kMaxWidth];
+  const bool wide = kWide || out.wide, wide_BC = kWide || out.wide_BC;
+  const bool wide_states = kWide || in.wide;
   const ScanBlock block(in);
-  const ScanCell cell(in, block);
+  const ScanCell cells[kCells] = {{in, block, 0}, {in, block, 1}};
   const ScanWalker me(in, block);
-  if (me.lane == 0) {
-    dt_bias[me.column] = in.dt_bias[me.e];
-    D[me.column] = in.D[me.e];
+  if (me.lane < kPair) {
+    dt_bias[me.column + me.lane] = in.dt_bias[me.e(me.lane)];
+    D[me.column + me.lane] = in.D[me.e(me.lane)];
   }
-  float h[kOwn] = {};
+  float h[kPair][kOwn] = {};
   if (out.initial) {
-    const float* const from = out.initial.at(block.map * in.channels + me.e);
-    me.load_states(from, in.states, in.wide, h);
+    const auto place = [&](int e) { return out.initial.at(block.map * in.channels + e); };
+    me.load_states(place, in.states, wide_states, h);
   }
-  ForwardCell<T> now;
+  ForwardCell<T> now[kCells];
   typename SpanBC<T>::Fetched fetched;
-  now.load(in, block, cell, block.first_span, out.wide);
-  fetched.load(in, block, block.first_span, out.wide_BC);
+  const auto load = [&](int span) {
+#pragma unroll
+    for (int i = 0; i < kCells; ++i) now[i].load(in, block, cells[i], span, wide);
+    fetched.load(in, block, span, wide_BC);
+  };
+  load(block.first_span);
   __syncthreads();
   for (int span = block.first_span; span <= block.last_span; ++span) {
-    prepare_cell(now, cell, dt_bias + cell.column, pairs);
+#pragma unroll
+    for (int i = 0; i < kCells; ++i) {
+      prepare_cell(now[i], cells[i], dt_bias + cells[i].column, pairs);
+      if (span < block.last_span) prefetch_cell(in, block, cells[i], span + 1);
+    }
     bc.put(fetched);
     __syncthreads();
-    if (span < block.last_span) prefetch_cell(in, block, cell, span + 1);
     if (out.span_states) {
-      float* const to = out.span_states.at(block.b * int(in.pieces.rows) + span, me.e * in.N);
-      me.store_states(to, in.states, in.wide, h);
+      const int row = block.b * int(in.pieces.rows) + span;
+      const auto place = [&](int e) { return out.span_states.at(row, e * in.N); };
+      me.store_states(place, in.states, wide_states, h);
     }
     walk_forward(me, bc, pairs, h);
-    const ForwardCell<T> current = now;
-    if (span < block.last_span) {
-      now.load(in, block, cell, span + 1, out.wide);
-      fetched.load(in, block, span + 1, out.wide_BC);
-    }
+    const ForwardCell<T> current[kCells] = {now[0], now[1]};
+    if (span < block.last_span) load(span + 1);
     __syncthreads();
-    finish_cell<kSeveral>(in, out, current, cell, block.row + span * kSpan + cell.token,
-                          cell.present_in(span * kSpan, block.end), D + cell.column, pairs);
+#pragma unroll
+    for (int i = 0; i < kCells; ++i) {
+      finish_cell<kWide>(in, out, current[i], cells[i], block.row + span * kSpan + cells[i].token,
+                         cells[i].present_in(span * kSpan, block.end), D + cells[i].column, pairs);
+    }
   }
   if (out.final_state && block.end == in.tokens) {
-    float* const to = out.final_state.at(block.b * in.channels + me.e);
-    me.store_states(to, in.states, in.wide, h);
+    const auto place = [&](int e) { return out.final_state.at(block.b * in.channels + e); };
+    me.store_states(place, in.states, wide_states, h);
   }
 }
 
@@ -193,8 +215,11 @@ void forward(const Context& ctx, const SelectiveScanForward& args, const ConstTe
     const Dims& dims = args.u.dims;
     ScanInput<T> in(args, first, scan_width(dims[0], dims[1], dims[2]));
     in.check_wide(initial), in.check_wide(args.span_states), in.check_wide(args.final_state);
-    const auto kernel = in.N > kStates ? forward_kernel<T, true> : forward_kernel<T, false>;
-    launch(ctx, "selective_scan_forward", in.grid(kLanes), kernel, in,
+    const bool wide = scan_rows_wide(dims[2], args.u, args.delta, args.z, args.y);
+    const bool wide_BC = in.has_wide_states(first) && scan_rows_wide(0, args.B, args.C);
+    const bool all_wide = wide && wide_BC && in.wide && in.N == kStates;
+    const auto kernel = all_wide ? forward_kernel<T, true> : forward_kernel<T, false>;
+    launch(ctx, "selective_scan_forward", in.grid(kChannelThreads), kernel, in,
            ForwardOutput<T>{.y = args.y,
                             .initial = {initial, first},
                             .span_states = {args.span_states, first},
@@ -202,9 +227,8 @@ void forward(const Context& ctx, const SelectiveScanForward& args, const ConstTe
                             .sum = sums.y,
                             .first = first == 0,
                             .last = first + kStates >= in.N,
-                            .wide = scan_rows_wide(dims[2], args.u, args.delta, args.z, args.y),
-                            .wide_BC = in.states == kStates && first % kEight == 0 &&
-                                       scan_rows_wide(0, args.B, args.C)});
+                            .wide = wide,
+                            .wide_BC = wide_BC});
   }
 }
 

@@ -31,7 +31,8 @@ struct ScanStep {
     series = fmaf(e, series, 0.333205997f);
     series = fmaf(e, series, -0.499997313f);
     series = fmaf(e, series, 0.999999991f);
-    const float logarithm = e < 0.25f ? e * series : kLn2 * log2_approx(1 + e);
+    const float far = kLn2 * log2_approx(1 + e);  // always: a choice of two needs no branch
+    const float logarithm = e < 0.25f ? e * series : far;
     const bool linear = x > 20;
     dt = linear ? x : logarithm;
     slope = linear ? 1 : e * reciprocal_approx(1 + e);
@@ -54,7 +55,8 @@ struct ScanColumns {
   }
   __device__ T* at(int row, int column = 0) const {
     using Byte = std::conditional_t<std::is_const_v<T>, const char, char>;
-    return reinterpret_cast<T*>(reinterpret_cast<Byte*>(data) + int64_t(row) * stride) + column;
+    const uint64_t offset = uint64_t(uint32_t(row)) * uint32_t(stride);
+    return reinterpret_cast<T*>(reinterpret_cast<Byte*>(data) + offset) + column;
   }
   // The same from `column` on.
   __device__ ScanColumns from(int column) const {
@@ -102,6 +104,10 @@ struct ScanInput {
     if constexpr (requires { args.B; }) B = ScanColumns<const T>(args.B, first_state);
     if constexpr (requires { args.C; }) C = ScanColumns<const T>(args.C, first_state);
     if constexpr (requires { args.D; }) D = pointer<float>(args.D);
+  }
+  // Of B and C, by 8: whether they are there and begin at a multiple.
+  bool has_wide_states(int64_t first_state) const {
+    return states == kStates && first_state % 8 == 0;
   }
   // Threads move 16 bytes of these states, or one by one.
   void check_wide(const ConstTensorView& states_of_channels) {

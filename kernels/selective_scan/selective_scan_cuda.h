@@ -24,7 +24,7 @@ constexpr int64_t scan_pieces(int64_t B, int64_t T, int64_t E) {
   return std::clamp<int64_t>(wanted, 1, std::max<int64_t>(1, scan_spans(T) / 2));
 }
 
-// Channels of a block of the forward and the backward, which has four threads a channel. Two blocks
+// Channels of a block of the forward and the backward, which has two threads a channel. Two blocks
 // of the backward fill a processor; the width is the one that leaves the least of them idle.
 constexpr int64_t scan_width(int64_t B, int64_t T, int64_t E) {
   constexpr int64_t kHeld = 2 * kScanProcessors;

@@ -1,15 +1,14 @@
 // How the forward and the backward take a span of tokens: a block has neighbouring channels of a
-// piece of a row, and four threads a channel.
+// piece of a row, and four threads for two channels.
 //
-//   1. A thread takes 8 channels of one token, 16 bytes of every tensor in bf16, and leaves in
-//      shared memory what the recurrence needs of them.
-//   2. The four threads of a channel walk over the tokens with 4 of its 16 states each in
-//   registers.
-//      Sums over states go back to shared memory.
-//   3. The threads of 1 finish their 8 channels.
+//   1. A thread takes cells of 8 channels of one token, 16 bytes of every tensor in bf16, and
+//      leaves in shared memory what the recurrence needs of them.
+//   2. The four threads of two channels walk over the tokens with 4 of the 16 states of either in
+//      registers. Sums over states go back to shared memory.
+//   3. The threads of 1 finish their cells.
 //
 // So a token's logarithms and gates are computed once a channel and its rows move by 16 bytes,
-// while the walk, which waits on what it has just computed, has four times the threads.
+// while in the walk, which is bound by instructions, B and C are read once for two channels.
 #pragma once
 
 #include "kernels/device/mma.cuh"
@@ -17,13 +16,17 @@
 
 namespace sluice::cuda {
 
-constexpr int kLanes = 4;                      // threads of a channel
-constexpr int kOwn = kStates / kLanes;         // states of a thread
-constexpr int kWarpChannels = kWarp / kLanes;  // channels of a warp
-constexpr int kEight = 8;                      // channels of a thread in steps 1 and 3
-constexpr int kMaxWidth = 64;                  // channels of a block
-constexpr int kMaxScanThreads = kLanes * kMaxWidth;
-static_assert(kOwn == 4 && kLanes * kEight == kSpan, "a thread has one cell of a span");
+constexpr int kPair = 2;                               // channels of a thread in step 2
+constexpr int kLanes = 4;                              // threads of a pair
+constexpr int kOwn = kStates / kLanes;                 // states of a thread, of either channel
+constexpr int kWarpChannels = kWarp / kLanes * kPair;  // channels of a warp
+constexpr int kChannelThreads = kLanes / kPair;        // threads of a block for every channel
+constexpr int kEight = 8;                              // channels of a cell
+constexpr int kCells = 2;                              // of a thread in a span
+constexpr int kMaxWidth = 64;                          // channels of a block
+constexpr int kMaxScanThreads = kChannelThreads * kMaxWidth;
+static_assert(kOwn == 4 && kCells * kChannelThreads * kEight == kSpan,
+              "the threads of a block have the cells of a span");
 
 // dt as decays see it where a document starts, and the A nearest to 0: their product makes every
 // decay 0, and 0 times either is 0.
@@ -40,12 +43,7 @@ struct Eight;
 
 template <>
 struct Eight<float> {
-  using Four = float4;
   float values[kEight];
-
-  __device__ Four four(int i) const {
-    return {values[i], values[i + 1], values[i + 2], values[i + 3]};
-  }
 
   __device__ static Eight of(const float (&x)[kEight]) {
     Eight eight;
@@ -79,12 +77,7 @@ struct Eight<float> {
 
 template <>
 struct Eight<Bf16> {
-  using Four = uint2;
   uint4 words;
-
-  __device__ Four four(int i) const {
-    return i == 0 ? Four{words.x, words.y} : Four{words.z, words.w};
-  }
 
   __device__ static Eight of(const float (&x)[kEight]) {
     return {{pack_bf16(x[0], x[1]), pack_bf16(x[2], x[3]), pack_bf16(x[4], x[5]),
@@ -121,10 +114,6 @@ struct Eight<Bf16> {
 __device__ inline void unpack_four(const float4& four, float (&to)[4]) {
   to[0] = four.x, to[1] = four.y, to[2] = four.z, to[3] = four.w;
 }
-__device__ inline void unpack_four(const uint2& four, float (&to)[4]) {
-  const float2 low = unpack_bf16(four.x), high = unpack_bf16(four.y);
-  to[0] = low.x, to[1] = low.y, to[2] = high.x, to[3] = high.y;
-}
 
 // Whether rows of these tensors move by 16 bytes. Absent ones do.
 template <class... View>
@@ -158,7 +147,7 @@ struct ScanBlock {
   }
 };
 
-// Steps 1 and 3: a token of the span and 8 channels.
+// Steps 1 and 3: a token of the span and 8 channels. A thread's cells have the same channels.
 struct ScanCell {
   int token;
   int column;   // first channel within the block
@@ -166,9 +155,9 @@ struct ScanCell {
   int present;  // of the channels
 
   template <class T>
-  __device__ ScanCell(const ScanInput<T>& in, const ScanBlock& block) {
+  __device__ ScanCell(const ScanInput<T>& in, const ScanBlock& block, int which) {
     const int eights = in.width / kEight;
-    token = int(threadIdx.x) / eights;
+    token = int(threadIdx.x) / eights + which * (kSpan / kCells);
     column = int(threadIdx.x) % eights * kEight;
     e = block.tile * in.width + column;
     present = min(kEight, max(0, in.channels - e));
@@ -177,53 +166,72 @@ struct ScanCell {
   __device__ int present_in(int begin, int end) const { return begin + token < end ? present : 0; }
 };
 
-// Step 2: a channel, and which of its states.
+// Step 2: two channels, and which of their states.
 struct ScanWalker {
-  int column;  // the channel within the block
-  int e;       // among all; the last where there is none for this thread
-  int lane;    // of the channel's kLanes
-  bool active;
-  float A[kOwn];  // times log2(e), below 0
+  int column;  // the first channel within the block
+  int lane;    // of the pair's kLanes
+  int first;   // the first channel among all
+  int channels;
+  float A[kPair][kOwn];  // times log2(e), below 0
 
   template <class T>
-  __device__ ScanWalker(const ScanInput<T>& in, const ScanBlock& block) {
-    column = int(threadIdx.x) / kLanes, lane = int(threadIdx.x) % kLanes;
-    e = block.tile * in.width + column;
-    active = e < in.channels;
-    e = min(e, in.channels - 1);
+  __device__ ScanWalker(const ScanInput<T>& in, const ScanBlock& block)
+      : column(int(threadIdx.x) / kLanes * kPair),
+        lane(int(threadIdx.x) % kLanes),
+        first(block.tile * in.width + column),
+        channels(in.channels) {
 #pragma unroll
-    for (int n = 0; n < kOwn; ++n) {
-      const int state = lane * kOwn + n;
-      A[n] = state < in.states ? fminf(-kLog2E * expf(*in.A_log.at(e, state)), kLeastA) : -1.0f;
-    }
-  }
-
-  // This thread's states in a row of them.
-  __device__ void load_states(const float* row, int states, bool wide, float (&h)[kOwn]) const {
-    const int first = lane * kOwn;
-    if (wide) {
-      const float4 four = *reinterpret_cast<const float4*>(row + first);
-      h[0] = four.x, h[1] = four.y, h[2] = four.z, h[3] = four.w;
-    } else {
-#pragma unroll
-      for (int n = 0; n < kOwn; ++n) h[n] = first + n < states ? row[first + n] : 0.0f;
-    }
-  }
-  __device__ void store_states(float* row, int states, bool wide, const float (&h)[kOwn]) const {
-    if (!active) return;
-    const int first = lane * kOwn;
-    if (wide) {
-      *reinterpret_cast<float4*>(row + first) = {h[0], h[1], h[2], h[3]};
-    } else {
+    for (int c = 0; c < kPair; ++c) {
 #pragma unroll
       for (int n = 0; n < kOwn; ++n) {
-        if (first + n < states) row[first + n] = h[n];
+        const int state = lane * kOwn + n;
+        A[c][n] =
+            state < in.states ? fminf(-kLog2E * expf(*in.A_log.at(e(c), state)), kLeastA) : -1.0f;
+      }
+    }
+  }
+  // Channel c of the two among all; the last where there is none.
+  __device__ int e(int c) const { return min(first + c, channels - 1); }
+  __device__ bool active(int c) const { return first + c < channels; }
+
+  // This thread's states of both channels; place(e): those of channel e.
+  template <class Place>
+  __device__ void load_states(const Place& place, int states, bool wide,
+                              float (&h)[kPair][kOwn]) const {
+    const int first_state = lane * kOwn;
+#pragma unroll
+    for (int c = 0; c < kPair; ++c) {
+      const float* const from = place(e(c)) + first_state;
+      if (wide) {
+        const float4 four = *reinterpret_cast<const float4*>(from);
+        h[c][0] = four.x, h[c][1] = four.y, h[c][2] = four.z, h[c][3] = four.w;
+      } else {
+#pragma unroll
+        for (int n = 0; n < kOwn; ++n) h[c][n] = first_state + n < states ? from[n] : 0.0f;
+      }
+    }
+  }
+  template <class Place>
+  __device__ void store_states(const Place& place, int states, bool wide,
+                               const float (&h)[kPair][kOwn]) const {
+    const int first_state = lane * kOwn;
+#pragma unroll
+    for (int c = 0; c < kPair; ++c) {
+      if (!active(c)) continue;
+      float* const to = place(e(c)) + first_state;
+      if (wide) {
+        *reinterpret_cast<float4*>(to) = {h[c][0], h[c][1], h[c][2], h[c][3]};
+      } else {
+#pragma unroll
+        for (int n = 0; n < kOwn; ++n) {
+          if (first_state + n < states) to[n] = h[c][n];
+        }
       }
     }
   }
 };
 
-// values[i] of the four lanes of a channel, added up: lane i gets the sum of values[i]. `lane` is
+// values[i] of the four lanes of a pair, added up: lane i gets the sum of values[i]. `lane` is
 // this thread's.
 __device__ inline float sum_of_lanes(const float (&values)[kLanes], int lane) {
   const bool upper = lane & 2, odd = lane & 1;
@@ -249,36 +257,36 @@ __device__ inline void load_eight(const float* table, float (&to)[kEight]) {
 // meet all banks; a row's padding does the same for threads with a token each.
 class SpanFloats {
  public:
-  // Of one channel.
-  struct Column {
-    float* data;
-    __device__ float& operator[](int token) const { return data[token * 4 * kUnits]; }
-  };
-  __device__ Column column(int c) { return {reinterpret_cast<float*>(&unit(0, c)) + c % 4}; }
-  // Of 4 of a cell's 8 channels: from `column + i` on, i = 0 or 4.
-  __device__ float4& four(const ScanCell& cell, int i) {
-    return units_[cell.token][cell.column / 4 + ((i / 4) ^ (cell.column / 32 & 1))];
-  }
-  // Of channels c, c + 1; c is even.
-  __device__ float2& two(int token, int c) {
-    return reinterpret_cast<float2*>(&unit(token, c))[c / 2 % 2];
-  }
-
- private:
-  static constexpr int kUnits = kMaxWidth / 4 + 1;
-  __device__ float4& unit(int token, int c) { return units_[token][(c / 4) ^ (c / 32 & 1)]; }
-  float4 units_[kSpan][kUnits];
-};
-
-// Two numbers a token and channel.
-class SpanPairs {
- public:
+  // Of a walker's two channels.
   struct Column {
     float2* data;
     __device__ float2& operator[](int token) const { return data[token * 2 * kUnits]; }
   };
-  __device__ Column column(int c) { return {reinterpret_cast<float2*>(&two(0, c)) + c % 2}; }
-  // Of channels c, c + 1; c is even.
+  __device__ Column column(int c) {
+    return {reinterpret_cast<float2*>(&unit(0, c)) + c / kPair % 2};
+  }
+  // Of 4 of a cell's 8 channels: from `column + i` on, i = 0 or 4.
+  __device__ float4& four(const ScanCell& cell, int i) {
+    return units_[cell.token][cell.column / 4 + ((i / 4) ^ (cell.column / 32 & 1))];
+  }
+  // Of channels c .. c + 3 where 4 divides c.
+  __device__ float4& unit(int token, int c) { return units_[token][(c / 4) ^ (c / 32 & 1)]; }
+
+ private:
+  static constexpr int kUnits = kMaxWidth / 4 + 1;
+  float4 units_[kSpan][kUnits];
+};
+
+// Two numbers a token and channel: of two channels the first of either, then the second of either.
+class SpanPairs {
+ public:
+  // Of a walker's two channels.
+  struct Column {
+    float4* data;
+    __device__ float4& operator[](int token) const { return data[token * kUnits]; }
+  };
+  __device__ Column column(int c) { return {&two(0, c)}; }
+  // Of channels c, c + 1 where c is even.
   __device__ float4& two(int token, int c) { return units_[token][(c / 2) ^ (c / 16 & 3)]; }
   // Of 2 of a cell's 8 channels: `column + i` and the next, i even.
   __device__ float4& two_of(const ScanCell& cell, int i) {
@@ -290,45 +298,65 @@ class SpanPairs {
   float4 units_[kSpan][kUnits];
 };
 
-// B and C of a span, as they come; zero where there is no token, no state or no tensor. A read
-// costs as many bytes as it has threads, though most of them want the same: so not in f32.
+// B and C of a span in f32; zero where there is no token, no state or no tensor.
 template <class T>
 class SpanBC {
+  static constexpr int kEights = 2 * kStates / kEight;
+  static constexpr int kPieces = 2;  // of a thread at most: 8 states of B or C of a token
+
  public:
   // What one thread brings.
   struct Fetched {
-    Eight<T> states;
+    Eight<T> states[kPieces];
 
     // wide: B and C move by 16 bytes.
     __device__ void load(const ScanInput<T>& in, const ScanBlock& block, int span, bool wide) {
-      if (threadIdx.x >= kThreads) return;
-      const int t = span * kSpan + int(threadIdx.x) / kEights;
-      const int eight = int(threadIdx.x) % kEights, first = eight % 2 * kEight;
-      const ScanColumns<const T>& from = eight < 2 ? in.B : in.C;
-      const int present = t < in.tokens && from ? max(0, min(kEight, in.states - first)) : 0;
-      states.load(present > 0 ? from.at(block.row + t, first) : nullptr, present, wide);
+#pragma unroll
+      for (int i = 0; i < kPieces; ++i) {
+        const int piece = int(threadIdx.x) + i * int(blockDim.x);
+        if (piece >= kSpan * kEights) return;
+        const int t = span * kSpan + piece / kEights;
+        const int eight = piece % kEights, first = eight % 2 * kEight;
+        const ScanColumns<const T>& from = eight < 2 ? in.B : in.C;
+        const int present = t < in.tokens && from ? max(0, min(kEight, in.states - first)) : 0;
+        states[i].load(present > 0 ? from.at(block.row + t, first) : nullptr, present, wide);
+      }
     }
   };
   __device__ void put(const Fetched& fetched) {
-    if (threadIdx.x >= kThreads) return;
-    const int eight = int(threadIdx.x) % kEights;
-    Four(*const to)[2] = &units_[threadIdx.x / kEights][eight % 2 * 2];
-    to[0][eight / 2] = fetched.states.four(0), to[1][eight / 2] = fetched.states.four(4);
+#pragma unroll
+    for (int i = 0; i < kPieces; ++i) {
+      const int piece = int(threadIdx.x) + i * int(blockDim.x);
+      if (piece >= kSpan * kEights) return;
+      const int eight = piece % kEights;
+      float4(*const to)[2] = &units_[piece / kEights][eight % 2 * 2];
+      to[0][eight / 2] = four(fetched.states[i], 0), to[1][eight / 2] = four(fetched.states[i], 4);
+    }
   }
   // The states of a lane.
   __device__ void load(int token, int lane, float (&B)[kOwn], float (&C)[kOwn]) const {
-    struct alignas(2 * sizeof(Four)) Both {
-      Four of[2];
-    };
-    const Both both = reinterpret_cast<const Both&>(units_[token][lane]);
-    unpack_four(both.of[0], B), unpack_four(both.of[1], C);
+    const float4(&both)[2] = units_[token][lane];
+    unpack_four(both[0], B), unpack_four(both[1], C);
   }
 
  private:
-  using Four = typename Eight<T>::Four;
-  static constexpr int kEights = 2 * kStates / kEight;
-  static constexpr int kThreads = kSpan * kEights;  // no block has fewer
-  alignas(32) Four units_[kSpan][kLanes][2];        // B, C
+  __device__ static float4 four(const Eight<T>& states, int i) {
+    return {states[i], states[i + 1], states[i + 2], states[i + 3]};
+  }
+  float4 units_[kSpan][kLanes][2];  // B, C
+};
+
+// What a walker reads of a token: of its channels, and of its states.
+struct WalkToken {
+  float dt[kPair], dt_u[kPair];
+  float B[kOwn], C[kOwn];
+
+  template <class T>
+  __device__ void load(const SpanPairs::Column& pairs, const SpanBC<T>& bc, int token, int lane) {
+    const float4 two = pairs[token];
+    dt[0] = two.x, dt[1] = two.y, dt_u[0] = two.z, dt_u[1] = two.w;
+    bc.load(token, lane, B, C);
+  }
 };
 
 __device__ inline void prefetch_to_l2(const void* address) {
