@@ -127,7 +127,7 @@ INSTANTIATE_TEST_SUITE_P(Plain, EnteringStatesGpu,
 // Shapes that tensor cores take: ragged tiles and chunks, documents within and at their edges, and
 // rows that 16-byte copies cannot read.
 std::vector<Shape> model_shapes() {
-  return {{.T = 1, .H = 2, .P = 64, .N = 128, .Q = 128},
+  return {{.T = 1, .H = 8, .P = 64, .N = 128, .Q = 128},
           {.B = 2, .T = 256, .H = 4, .P = 64, .N = 128, .Q = 128},
           {.T = 300, .H = 3, .P = 64, .N = 128, .Q = 256, .starts = {{37, 257}}},
           {.B = 2,
