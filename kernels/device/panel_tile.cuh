@@ -48,13 +48,13 @@ struct PanelCopies {
   static_assert(kApart % 8 == 0, "the permutation of pieces repeats after 8 rows");
 
   const Bf16* from;  // this thread's first piece
-  int apart;         // elements between its pieces
+  int64_t apart;     // elements between its pieces
   int row;
   int place;  // of the first piece in the tile
 
   // `matrix` points at a tile's first row and column.
   __device__ PanelCopies(const Bf16* matrix, int64_t stride, int thread)
-      : apart(int(kApart * stride)), row(thread / kPieces) {
+      : apart(kApart * stride), row(thread / kPieces) {
     const int column = thread % kPieces * 8;
     from = matrix + row * stride + column;
     place = PanelTile<kRows, kColumns>::place(row, column);
@@ -66,16 +66,9 @@ struct PanelCopies {
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
       const bool inside = row + i * kApart < valid;
-      copy_async_16(tile + place + i * kApart * 64, inside ? piece(ahead, i) : from, inside);
+      copy_async_16(tile + place + i * kApart * 64, inside ? from + ahead + i * apart : from,
+                    inside);
     }
-  }
-  // All rows of it, in fewer instructions.
-  __device__ void copy_whole(Bf16* tile, int64_t ahead) const {
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) copy_async_16(tile + place + i * kApart * 64, piece(ahead, i));
-  }
-  __device__ const Bf16* piece(int64_t ahead, int i) const {
-    return from + ahead + int64_t(i) * apart;
   }
 };
 
