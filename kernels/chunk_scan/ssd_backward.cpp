@@ -58,6 +58,13 @@ ChunkScanBackward scan_of(const SsdBackward& args, const TensorView& dincoming) 
           .chunk = args.chunk};
 }
 
+ConstTensorView dfinal_of(const Context& ctx, const SsdBackward& args, const GradientFold& fold) {
+  const ConstTensorView dfinal = args.find_dfinal ? args.find_dfinal(fold) : args.dfinal;
+  const Dims state{args.x.dim(0), args.x.dim(2), args.x.dim(3), args.B.dim(3)};
+  if (dfinal) expect("dfinal", dfinal, state, stat_dtype(args.x.dtype), ctx.device);
+  return dfinal;
+}
+
 void one_by_one(const Context& ctx, const SsdBackward& args) {
   const DType statistics = stat_dtype(args.x.dtype);
   const ArenaScope scope(*ctx.scratch);
@@ -66,10 +73,14 @@ void one_by_one(const Context& ctx, const SsdBackward& args) {
   const TensorView doutgoing =
       args.x.dtype == statistics ? dincoming : ctx.scratch->alloc(args.incoming.dims, args.x.dtype);
   chunk_scan_backward(ctx, scan_of(args, dincoming));
+  const ConstTensorView dfinal = dfinal_of(ctx, args, [&](const TensorView& dinitial) {
+    state_passing_backward(ctx,
+                           {.dincoming = dincoming, .decay = args.decay, .dinitial = dinitial});
+  });
   state_passing_backward(ctx, {.dincoming = dincoming,
                                .incoming = args.incoming,
                                .decay = args.decay,
-                               .dfinal = args.dfinal,
+                               .dfinal = dfinal,
                                .doutgoing = doutgoing,
                                .dlog_decay = dlog_decay});
   chunk_state_backward(ctx, {.dstate = doutgoing,
@@ -86,19 +97,43 @@ void one_by_one(const Context& ctx, const SsdBackward& args) {
                              .chunk = args.chunk});
 }
 
+// On tensor cores, with the entering weights.
+void fold_runs(const Context& ctx, const SsdBackward& args, const TensorView& entering,
+               const TensorView& dinitial) {
+  const ArenaScope scope(*ctx.scratch);
+  const cuda::ChunkRuns runs = cuda::allocate_runs(ctx, args.x.dims, args.B.dim(3), args.chunk);
+  if constexpr (kBuiltWithCuda) {
+    if (!ctx.counting())
+      cuda::fold_runs_mma(ctx, {.name = "ssd_backward",
+                                .x = args.dy,
+                                .B = args.C,
+                                .weights = entering,
+                                .decay = args.decay,
+                                .runs = runs,
+                                .chunk = args.chunk,
+                                .reverse = true});
+  }
+  state_passing_backward(ctx, {.dincoming = runs.state, .decay = runs.decay, .dinitial = dinitial});
+}
+
 }  // namespace
 
 void ssd_backward(const Context& ctx, const SsdBackward& args) {
   check_chunk_scan_backward(ctx, scan_of(args, {}));
-  const auto [B, M, H, P, N] = args.incoming.shape<5>("incoming: (B, M, H, P, N)");
-  const DType statistics = stat_dtype(args.x.dtype);
-  expect("decay", args.decay, {B, M, H}, statistics, ctx.device);
-  if (args.dfinal) expect("dfinal", args.dfinal, {B, H, P, N}, statistics, ctx.device);
+  expect("decay", args.decay, {args.x.dim(0), args.incoming.dim(1), args.x.dim(2)},
+         stat_dtype(args.x.dtype), ctx.device);
   if (!fits(ctx, args)) return one_by_one(ctx, args);
   const ArenaScope scope(*ctx.scratch);
   const cuda::SsdScratch scratch = allocate(ctx, args);
+  if constexpr (kBuiltWithCuda) {
+    if (!ctx.counting()) cuda::ssd_backward_weights(ctx, args, scratch);
+  }
+  SsdBackward known = args;
+  known.dfinal = dfinal_of(ctx, args, [&](const TensorView& dinitial) {
+    fold_runs(ctx, args, scratch.entering, dinitial);
+  });
   if (ctx.counting()) return;
-  if constexpr (kBuiltWithCuda) return cuda::ssd_backward(ctx, args, scratch);
+  if constexpr (kBuiltWithCuda) return cuda::ssd_backward(ctx, known, scratch);
   fail_no_cuda("ssd_backward");
 }
 

@@ -1,14 +1,20 @@
 // The backward of Mamba-2's SSD through all of a row's chunks: chunk_scan_backward,
 // state_passing_backward and chunk_state_backward, with less in between where the device gains by
 // it: a GPU finds the gradients of the states that leave chunks in one walk, never writes those of
-// the incoming ones, and reads x and dy once for all that goes through states. For whoever knows
-// the gradient of the state that leaves the row; where that depends on other ranks' tokens, the
-// three operators are called one by one.
+// the incoming ones, and reads x and dy once for all that goes through states.
 #pragma once
+
+#include <functional>
 
 #include "kernels/core/context.h"
 
 namespace sluice {
+
+// Where later tokens of the row lie elsewhere, the gradient of the state that leaves these must be
+// found first, and who finds it may need what these tokens' outputs give to that of the state
+// before them, (B, H, P, N): the fold writes it. Called once, and calls the fold at most once.
+using GradientFold = std::function<void(const TensorView& dinitial)>;
+using FindGradient = std::function<ConstTensorView(const GradientFold& fold)>;
 
 struct SsdBackward {
   ConstTensorView dy = {};         // (B, T, H, P)
@@ -22,6 +28,7 @@ struct SsdBackward {
   ConstTensorView incoming = {};   // (B, M, H, P, N) of x's dtype, as of entering_states
   ConstTensorView decay = {};      // (B, M, H), as of entering_states
   ConstTensorView dfinal = {};     // (B, H, P, N), optional; absent: 0
+  FindGradient find_dfinal = {};   // or what finds it
   TensorView dx = {};              // (B, T, H, P), overwritten
   TensorView dB = {};              // (B, T, G, N), overwritten
   TensorView dC = {};              // (B, T, G, N), overwritten

@@ -58,13 +58,16 @@ StatesBackward states_of(const SsdBackward& args, const SsdScratch& scratch,
 
 }  // namespace
 
+void ssd_backward_weights(const Context& ctx, const SsdBackward& args, const SsdScratch& scratch) {
+  write_chunk_weights(
+      ctx, kName, chunk_state_inputs<Bf16>(args), args.x.dim(0),
+      {.leaving = scratch.leaving.as<float>(), .entering = scratch.entering.as<float>()});
+}
+
 void ssd_backward(const Context& ctx, const SsdBackward& args, const SsdScratch& scratch) {
   const auto in = chunk_state_inputs<Bf16>(args);
   const int64_t padded = padded_chunk(in.chunk, in.tokens), batch = args.x.dim(0);
   const SsdSplits splits(args);
-  write_chunk_weights(
-      ctx, kName, in, batch,
-      {.leaving = scratch.leaving.as<float>(), .entering = scratch.entering.as<float>()});
   leaving_gradients_mma(ctx, {.name = kName,
                               .dy = args.dy,
                               .C = args.C,

@@ -11,8 +11,8 @@ namespace sluice::cuda {
 inline bool ssd_backward_fits(const SsdBackward& args) {
   return tensor_cores_take(args.x, args.B, args.chunk) && args.B.dim(3) == 128 &&
          chunk_states_have_mma(args.x, args.B, args.chunk) &&
-         rows_of_16_bytes(args.dy, args.x, args.B, args.C, args.incoming, args.dfinal, args.dx,
-                          args.dB, args.dC);
+         rows_of_16_bytes(args.dy, args.x, args.B, args.C, args.incoming, args.dx, args.dB,
+                          args.dC);
 }
 // Whether a block may have the shared memory that it needs, on this machine's device.
 bool ssd_backward_has_room();
@@ -43,6 +43,8 @@ struct SsdScratch {
   TensorView state_dots = {};       // (B, M, H): <doutgoing, incoming>
   ChunkScanPartials partials = {};  // dB, dC only if there are parts: (pairs + states, ...)
 };
+// The weights of tokens come first.
+void ssd_backward_weights(const Context& ctx, const SsdBackward& args, const SsdScratch& scratch);
 void ssd_backward(const Context& ctx, const SsdBackward& args, const SsdScratch& scratch);
 
 }  // namespace sluice::cuda

@@ -1,9 +1,8 @@
-// The forward of Mamba-2's SSD over whole rows: entering_states and chunk_scan_forward, in one walk
-// with the state in registers where the device gains by it. For whoever knows the state that enters
-// the row; where that depends on other ranks' tokens, the operators are called one by one.
+// The forward of Mamba-2's SSD: entering_states and chunk_scan_forward, in one walk with the state
+// in registers where the device gains by it.
 #pragma once
 
-#include "kernels/core/context.h"
+#include "kernels/chunk_state/entering_states.h"
 
 namespace sluice {
 
@@ -16,6 +15,7 @@ struct SsdForward {
   ConstTensorView D = {};          // (H)
   ConstTensorView doc_begin = {};  // (B, T) i32, local
   ConstTensorView initial = {};    // (B, H, P, N) statistics, optional; absent: 0
+  FindState find_initial = {};     // or what finds it
   TensorView y = {};               // (B, T, H, P)
   TensorView final_state = {};     // (B, H, P, N) statistics, optional
   int64_t chunk = 0;               // Q, of cum

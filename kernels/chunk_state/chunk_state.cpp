@@ -47,13 +47,9 @@ void chunk_state_forward(const Context& ctx, const ChunkStateForward& args) {
   const auto [B, T, H, P] = args.x.shape<4>("x: (B, T, H, P)");
   expect("state", args.state, {B, num_chunks(T, args.chunk), H, P, args.B.dim(3)},
          stat_dtype(args.x.dtype), ctx.device);
-  const ArenaScope scope(*ctx.scratch);
-  TensorView weights;
-  if (ctx.device.is_cuda() && cuda::chunk_states_have_mma(args.x, args.B, args.chunk))
-    weights = cuda::allocate_by_chunk(ctx, args.x.dims, args.chunk);
   if (ctx.counting()) return;
   if (ctx.device.is_cuda()) {
-    if constexpr (kBuiltWithCuda) return cuda::chunk_state_forward(ctx, args, weights);
+    if constexpr (kBuiltWithCuda) return cuda::chunk_state_forward(ctx, args);
     fail_no_cuda("chunk_state_forward");
   }
   if (args.x.dtype == DType::f32) return cpu::chunk_state_tiles_forward<float>(args);

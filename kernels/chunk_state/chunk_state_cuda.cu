@@ -1,7 +1,8 @@
 // B batch, T tokens, H heads, P head dim, G groups, N state dim, Q chunk length, M chunks of a row
 //
-// The plain path: f32, and shapes that the tensor-core path does not take. 64 x 64 tiles of f32
-// products; it is bound by its 2 T H P N FLOPs (forward), 4 T H P N (backward) on the f32 pipes.
+// The plain path: f32, and shapes that tensor cores do not take (which have no use for what each
+// chunk adds by itself: entering_states). 64 x 64 tiles of f32 products; it is bound by its 2 T H P
+// N FLOPs (forward), 4 T H P N (backward) on the f32 pipes.
 #include "kernels/chunk_state/chunk_state_cuda.h"
 
 #include "kernels/chunk_state/chunk_state_cuda.cuh"
@@ -182,8 +183,7 @@ __global__ void __launch_bounds__(kTileThreads)
 
 }  // namespace
 
-void chunk_state_forward(const Context& ctx, const ChunkStateForward& args, TensorView weights) {
-  if (chunk_states_fit(args)) return chunk_state_forward_mma(ctx, args, weights);
+void chunk_state_forward(const Context& ctx, const ChunkStateForward& args) {
   const States out{.state = args.state.as<float>(),
                    .decay = args.decay.as<float>(),
                    .state_stride = args.state.row_stride,

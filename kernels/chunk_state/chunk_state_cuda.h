@@ -25,7 +25,7 @@ bool rows_of_16_bytes(const Views&... views) {
 }
 inline bool entering_states_fit(const EnteringStates& args) {
   return chunk_states_have_mma(args.x, args.B, args.chunk) &&
-         rows_of_16_bytes(args.x, args.B, args.incoming, args.initial, args.final_state);
+         rows_of_16_bytes(args.x, args.B, args.incoming, args.final_state);
 }
 inline bool chunk_state_backward_has_mma(const ChunkStateBackward& args) {
   return chunk_states_have_mma(args.x, args.B, args.chunk) && args.x.dim(3) == 64 &&
@@ -64,14 +64,31 @@ inline ChunkStateTiles chunk_state_tiles(const Dims& x, int64_t G, int64_t chunk
   return {per_chunk, count, std::min(splits, x[2] / G)};
 }
 
-// weights, scratch: see above.
-void chunk_state_forward(const Context& ctx, const ChunkStateForward& args, TensorView weights);
+// Runs of a row's chunks that tensor cores fold apart, each from zero: so many that the blocks of
+// all heads fill the machine, three of 64 x 128 of a state a multiprocessor.
+struct ChunkRuns {
+  TensorView state = {};  // (B, runs, H, P, N) f32
+  TensorView decay = {};  // (B, runs, H)
+  int64_t chunks = 0;     // of a run; the last may be shorter
+};
+inline ChunkRuns allocate_runs(const Context& ctx, const Dims& x, int64_t N, int64_t chunk) {
+  constexpr int64_t kBlocks = 3 * 132;  // of an H100, at once
+  const int64_t M = num_chunks(x[1], chunk),
+                blocks = x[0] * x[2] * (x[3] / 64) * num_chunks(N, 128);
+  const int64_t chunks = num_chunks(M, std::clamp<int64_t>(kBlocks / blocks, 1, M));
+  const int64_t runs = num_chunks(M, chunks);
+  return {.state = ctx.scratch->alloc({x[0], runs, x[2], x[3], N}, DType::f32),
+          .decay = ctx.scratch->alloc({x[0], runs, x[2]}, DType::f32),
+          .chunks = chunks};
+}
+
+void chunk_state_forward(const Context& ctx, const ChunkStateForward& args);
+// scratch: see above.
 void chunk_state_backward(const Context& ctx, const ChunkStateBackward& args,
                           const ChunkStateScratch& scratch);
 
 // Tensor-core paths, and whether they take what is given.
-bool chunk_states_fit(const ChunkStateForward& args);
-void chunk_state_forward_mma(const Context& ctx, const ChunkStateForward& args, TensorView weights);
+void write_leaving_weights(const Context& ctx, const EnteringStates& args, TensorView weights);
 void entering_states_mma(const Context& ctx, const EnteringStates& args, TensorView weights);
 bool chunk_state_backward_fits(const ChunkStateBackward& args);
 void chunk_state_backward_mma(const Context& ctx, const ChunkStateBackward& args,
@@ -91,5 +108,20 @@ struct LeavingGradients {
   int64_t chunk = 0;
 };
 void leaving_gradients_mma(const Context& ctx, const LeavingGradients& args);
+
+// What the runs' chunks add to the state, from x and B with the leaving weights; or in reverse what
+// their outputs give to the gradient of the state before them, from dy and C with the entering
+// ones.
+struct RunFold {
+  const char* name = "";         // of the operator
+  ConstTensorView x = {};        // (B, T, H, P): x, or dy
+  ConstTensorView B = {};        // (B, T, G, N): B, or C
+  ConstTensorView weights = {};  // of chunk_weights_kernel
+  ConstTensorView decay = {};    // (B, M, H)
+  ChunkRuns runs = {};
+  int64_t chunk = 0;
+  bool reverse = false;
+};
+void fold_runs_mma(const Context& ctx, const RunFold& args);
 
 }  // namespace sluice::cuda

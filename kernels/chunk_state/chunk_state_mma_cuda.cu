@@ -1,20 +1,23 @@
 // B batch, T tokens, H heads, P head dim, G groups, N state dim, Q chunk length, M chunks of a row
 //
-// What chunks add, and the walks over them, in bf16 on tensor cores: forward over x and B to the
-// states that enter chunks, in reverse over dy and C to the gradients of those that leave them.
+// Walks over the chunks of a row, in bf16 on tensor cores: forward over x and B to the states that
+// enter chunks, in reverse over dy and C to the gradients of those that leave them; and folds,
+// which go the same ways from zero and keep nothing but what they end with.
 //
-// Floor: bytes. x (or dy) is read once (2 T H P bytes), states are written once (2 B M H P N, twice
-// that where they are f32): at T = 16384, H = 64, P = 64, N = 128 a walk moves 0.27 GB with chunks
-// of 128 tokens, 0.09 ms; 0.20 GB with 256. The 2 T H P N = 17 GFLOP take a third of that. Against
-// chunks and their passing one after the other a walk saves one write and one read of all states.
+// Floor: bytes. x (or dy) is read once (2 T H P bytes), and a walk writes states once (2 B M H P
+// N): at T = 16384, H = 64, P = 64, N = 128 a walk moves 0.27 GB with chunks of 128 tokens, 0.09
+// ms; 0.20 GB with 256. A fold moves 0.13 GB, 0.045 ms. The 2 T H P N = 17 GFLOP take 0.03 ms.
+// Against chunks and their passing one after the other a walk saves one write and one read of all
+// states.
 //
 // state (P x N) = sum over s of (w_s x_s) B_s^T: tokens are the depth of the product, so x and B
 // are the transposed operands as they lie in memory, and the weights scale x in registers. A block
-// is a warpgroup that owns 64 x kColumns of one head's state in registers and walks over tiles of
-// 64 tokens, some stages of cp.async deep: of one chunk, or with kPass of all chunks of the row.
-// What is carried is f32; what is written on a walk is an operand of products and no more: bf16.
-// What bounds it beside memory are the L2 cache's reads, as every head reads B again: whole rows of
-// N read least, halves fill the machine where there are few heads.
+// is a warpgroup that owns 64 x kColumns of one head's state in registers and goes over tiles of 64
+// tokens, some stages of cp.async deep: of all chunks of the row or, folding, of a run of them, so
+// that blocks fill the machine. What is carried is f32; what is kept at every chunk is an operand
+// of products and no more: bf16. What bounds it beside memory are the L2 cache's reads, as every
+// head reads B again: whole rows of N read least, halves fill the machine where there are few
+// heads.
 #include "kernels/chunk_state/chunk_state_cuda.cuh"
 #include "kernels/chunk_state/chunk_state_cuda.h"
 #include "kernels/chunk_state/chunk_state_tokens.cuh"
@@ -28,19 +31,22 @@ constexpr int kTokens = 64;
 constexpr int kRows = 64;  // of P
 constexpr int kThreads = kWarpgroup;
 
-template <bool kPass>
-using StateElement = std::conditional_t<kPass, Bf16, float>;
-
 struct StateArrays {
-  void* state;           // of StateElement; with kPass what is carried to each chunk
-  const float* decay;    // (B * M, H)
-  const float* weights;  // (B * M, H * padded)
-  const float* initial;  // may be null
-  float* final_state;    // may be null
-  int64_t state_stride, decay_stride, initial_stride, final_stride;
-  int64_t padded;
-  int step;  // from chunk to chunk on the walk: 1 or -1
+  Bf16* carried = nullptr;         // to each chunk; only if they are kept
+  const float* decay = nullptr;    // (B * M, H)
+  const float* weights = nullptr;  // (B * M, H * padded)
+  const float* initial = nullptr;  // may be null
+  float* end = nullptr;            // of a run's head, P * N; may be null
+  float* run_decay = nullptr;      // (B * runs, H), only if none are kept
+  int64_t carried_stride = 0, decay_stride = 0, initial_stride = 0;
+  int64_t end_run_stride = 0, end_head_stride = 0, run_decay_stride = 0;
+  int64_t padded = 0;
+  int64_t run = 0, runs = 1;  // chunks of a run, runs of a row
+  int step = 1;               // from chunk to chunk: 1 or -1
 };
+
+// Of kColumns, on a multiprocessor.
+constexpr int blocks_at_once(int columns) { return columns == 128 ? 3 : 4; }
 
 template <int kColumns>
 struct alignas(1024) Room {
@@ -53,10 +59,10 @@ struct alignas(1024) Room {
 
 // What a block does: its head, its part of the state, its chunks.
 struct Task {
-  int64_t b, h, p0, n0, first_chunk, end_chunk;
+  int64_t b, h, p0, n0, run, first_chunk, end_chunk;
 
-  template <int kColumns, bool kPass>
-  static __device__ Task of(const ChunkStateInputs<Bf16>& in, int step) {
+  template <int kColumns>
+  static __device__ Task of(const ChunkStateInputs<Bf16>& in, const StateArrays& out) {
     const unsigned columns = unsigned(in.N) / kColumns, rows = unsigned(in.P) / kRows;
     unsigned index = blockIdx.x;
     Task task;
@@ -66,14 +72,11 @@ struct Task {
     index /= rows;
     task.h = index % unsigned(in.H);
     index /= unsigned(in.H);
-    task.b = kPass ? index : index / unsigned(in.M);
-    if (kPass) {
-      task.first_chunk = step > 0 ? 0 : in.M - 1;
-      task.end_chunk = step > 0 ? in.M : -1;
-    } else {
-      task.first_chunk = index % unsigned(in.M);
-      task.end_chunk = task.first_chunk + step;
-    }
+    task.run = index % unsigned(out.runs);
+    task.b = index / unsigned(out.runs);
+    const int64_t begin = task.run * out.run, end = std::min(in.M, begin + out.run);
+    task.first_chunk = out.step > 0 ? begin : end - 1;
+    task.end_chunk = out.step > 0 ? end : begin - 1;
     return task;
   }
 };
@@ -88,7 +91,6 @@ struct Tile {
   __device__ void size(const ChunkStateInputs<Bf16>& in) {
     tokens = int(std::min(in.chunk, in.tokens - m * in.chunk));
   }
-  __device__ bool last() const { return tokens - token <= kTokens; }
   __device__ void advance(const ChunkStateInputs<Bf16>& in, int step) {
     token += kTokens;
     if (token < tokens) return;
@@ -144,21 +146,21 @@ __device__ inline void load_weighted(FragmentA (&a)[kTokens / kMmaK],
   }
 }
 
-template <int kColumns, bool kPass>
-__global__ void __launch_bounds__(kThreads, kColumns == 128 ? 3 : 4)
+// With kKeep what is carried to each chunk is kept; without, what becomes of a run's decay.
+template <int kColumns, bool kKeep>
+__global__ void __launch_bounds__(kThreads, blocks_at_once(kColumns))
     states_kernel(ChunkStateInputs<Bf16> in, StateArrays out) {
-  using Element = StateElement<kPass>;
   constexpr int kStages = Room<kColumns>::kStages;
   extern __shared__ __align__(1024) unsigned char shared[];
   Room<kColumns>& room = *reinterpret_cast<Room<kColumns>*>(shared);
-  const Task task = Task::of<kColumns, kPass>(in, out.step);
-  const int64_t end_part = task.p0 * in.N + task.n0;  // of the states of (B, H)
-  const int64_t head_row = task.b * in.H + task.h;
-  Element* const states = static_cast<Element*>(out.state) + task.b * in.M * out.state_stride +
-                          task.h * in.P * in.N + end_part;
+  const Task task = Task::of<kColumns>(in, out);
+  const int64_t part = task.p0 * in.N + task.n0;  // of a head's state
+  Bf16* const carried =
+      out.carried + task.b * in.M * out.carried_stride + task.h * in.P * in.N + part;
   StateTile<kColumns> state;
-  if (kPass && out.initial != nullptr)
-    state.load(out.initial + head_row * out.initial_stride + end_part, in.N);
+  float run_decay = 1;
+  if (kKeep && out.initial != nullptr)
+    state.load(out.initial + (task.b * in.H + task.h) * out.initial_stride + part, in.N);
 
   Copies<kColumns> copies(in, out, task);
 #pragma unroll 1
@@ -172,8 +174,9 @@ __global__ void __launch_bounds__(kThreads, kColumns == 128 ? 3 : 4)
     wait_tiles<kStages - 2>();  // the stage has arrived; all are done with the one before
     if (copies.at.m != task.end_chunk) copies.copy(in, out, room, (stage + kStages - 1) % kStages);
     commit_copies();
-    if (kPass && at.token == 0) {
-      state.store(states + at.m * out.state_stride, in.N);
+    if (at.token == 0) {
+      if (kKeep) state.store(carried + at.m * out.carried_stride, in.N);
+      if (!kKeep) run_decay *= room.decay[stage];
       state.scale(room.decay[stage]);
     }
     FragmentA x[kTokens / kMmaK];
@@ -183,23 +186,25 @@ __global__ void __launch_bounds__(kThreads, kColumns == 128 ? 3 : 4)
     add_product<kTokens, kColumns>(state.acc, x, {room.B[stage]});
     end_sums();
     wait_sums<0>(state.acc);
-    if (!kPass && at.last()) state.store(states + at.m * out.state_stride, in.N);
     stage = (stage + 1) % kStages;
   }
-  if (kPass && out.final_state != nullptr)
-    state.store(out.final_state + head_row * out.final_stride + end_part, in.N);
+  const int64_t run_row = task.b * out.runs + task.run;
+  if (out.end != nullptr)
+    state.store(out.end + run_row * out.end_run_stride + task.h * out.end_head_stride + part, in.N);
+  if (!kKeep && part == 0 && threadIdx.x == 0)
+    out.run_decay[run_row * out.run_decay_stride + task.h] = run_decay;
 }
 
-template <bool kPass>
+template <bool kKeep>
 void launch_states(const Context& ctx, const char* name, const ChunkStateInputs<Bf16>& in,
                    int64_t batch, const StateArrays& out) {
-  const int64_t rows = batch * (kPass ? 1 : in.M) * in.H * (in.P / kRows);
+  const int64_t rows = batch * out.runs * in.H * (in.P / kRows);
   const auto run = [&]<int kColumns>() {
     launch(ctx, name,
            {.blocks = unsigned(rows * (in.N / kColumns)),
             .threads = kThreads,
             .shared_bytes = sizeof(Room<kColumns>)},
-           states_kernel<kColumns, kPass>, in, out);
+           states_kernel<kColumns, kKeep>, in, out);
   };
   constexpr int64_t kEnough = 120;  // blocks: nearly one a multiprocessor of an H100
   if (in.N % 128 == 0 && rows * (in.N / 128) >= kEnough) {
@@ -209,76 +214,79 @@ void launch_states(const Context& ctx, const char* name, const ChunkStateInputs<
   }
 }
 
-}  // namespace
-
-bool chunk_states_fit(const ChunkStateForward& args) {
-  return chunk_states_have_mma(args.x, args.B, args.chunk) &&
-         rows_of_16_bytes(args.x, args.B, args.state);
+// x and B, or dy and C; nothing of documents and steps, which the weights are of.
+ChunkStateInputs<Bf16> walk_inputs(const ConstTensorView& x, const ConstTensorView& B,
+                                   int64_t chunk) {
+  return {.x = pointer<Bf16>(x),
+          .B = pointer<Bf16>(B),
+          .x_stride = x.row_stride,
+          .B_stride = B.row_stride,
+          .tokens = x.dim(1),
+          .H = x.dim(2),
+          .P = x.dim(3),
+          .G = B.dim(2),
+          .N = B.dim(3),
+          .chunk = chunk,
+          .M = num_chunks(x.dim(1), chunk)};
 }
 
-void chunk_state_forward_mma(const Context& ctx, const ChunkStateForward& args,
-                             TensorView weights) {
-  const auto in = chunk_state_inputs<Bf16>(args);
-  const char* const name = "chunk_state_forward";
-  write_chunk_weights(ctx, name, in, args.x.dim(0),
+}  // namespace
+
+void write_leaving_weights(const Context& ctx, const EnteringStates& args, TensorView weights) {
+  write_chunk_weights(ctx, "entering_states", chunk_state_inputs<Bf16>(args), args.x.dim(0),
                       {.leaving = weights.as<float>(),
                        .decay = args.decay.as<float>(),
                        .decay_stride = args.decay.row_stride});
-  launch_states<false>(ctx, name, in, args.x.dim(0),
-                       {.state = args.state.as<float>(),
-                        .decay = args.decay.as<float>(),
-                        .weights = weights.as<float>(),
-                        .state_stride = args.state.row_stride,
-                        .decay_stride = args.decay.row_stride,
-                        .padded = padded_chunk(in.chunk, in.tokens),
-                        .step = 1});
 }
 
 void entering_states_mma(const Context& ctx, const EnteringStates& args, TensorView weights) {
-  const auto in = chunk_state_inputs<Bf16>(args);
-  const char* const name = "entering_states";
-  write_chunk_weights(ctx, name, in, args.x.dim(0),
-                      {.leaving = weights.as<float>(),
-                       .decay = args.decay.as<float>(),
-                       .decay_stride = args.decay.row_stride});
-  launch_states<true>(ctx, name, in, args.x.dim(0),
-                      {.state = pointer<Bf16>(args.incoming),
+  const auto in = walk_inputs(args.x, args.B, args.chunk);
+  launch_states<true>(ctx, "entering_states", in, args.x.dim(0),
+                      {.carried = pointer<Bf16>(args.incoming),
                        .decay = args.decay.as<float>(),
                        .weights = weights.as<float>(),
                        .initial = optional_pointer<float>(args.initial),
-                       .final_state = optional_pointer<float>(args.final_state),
-                       .state_stride = args.incoming.row_stride,
+                       .end = optional_pointer<float>(args.final_state),
+                       .carried_stride = args.incoming.row_stride,
                        .decay_stride = args.decay.row_stride,
                        .initial_stride = args.initial.row_stride,
-                       .final_stride = args.final_state.row_stride,
+                       .end_run_stride = in.H * args.final_state.row_stride,
+                       .end_head_stride = args.final_state.row_stride,
                        .padded = padded_chunk(in.chunk, in.tokens),
-                       .step = 1});
+                       .run = in.M});
 }
 
 void leaving_gradients_mma(const Context& ctx, const LeavingGradients& args) {
-  const auto [B, T, H, P] = args.dy.shape<4>("dy: (B, T, H, P)");
-  const ChunkStateInputs<Bf16> in{.x = pointer<Bf16>(args.dy),
-                                  .B = pointer<Bf16>(args.C),
-                                  .x_stride = args.dy.row_stride,
-                                  .B_stride = args.C.row_stride,
-                                  .tokens = T,
-                                  .H = H,
-                                  .P = P,
-                                  .G = args.C.dim(2),
-                                  .N = args.C.dim(3),
-                                  .chunk = args.chunk,
-                                  .M = num_chunks(T, args.chunk)};
-  launch_states<true>(ctx, args.name, in, B,
-                      {.state = pointer<Bf16>(args.doutgoing),
+  const auto in = walk_inputs(args.dy, args.C, args.chunk);
+  launch_states<true>(ctx, args.name, in, args.dy.dim(0),
+                      {.carried = pointer<Bf16>(args.doutgoing),
                        .decay = args.decay.as<float>(),
                        .weights = args.weights.as<float>(),
                        .initial = optional_pointer<float>(args.dfinal),
-                       .final_state = nullptr,
-                       .state_stride = args.doutgoing.row_stride,
+                       .carried_stride = args.doutgoing.row_stride,
                        .decay_stride = args.decay.row_stride,
                        .initial_stride = args.dfinal.row_stride,
                        .padded = padded_chunk(in.chunk, in.tokens),
+                       .run = in.M,
                        .step = -1});
+}
+
+void fold_runs_mma(const Context& ctx, const RunFold& args) {
+  const auto in = walk_inputs(args.x, args.B, args.chunk);
+  const ChunkRuns& runs = args.runs;
+  launch_states<false>(ctx, args.name, in, args.x.dim(0),
+                       {.decay = args.decay.as<float>(),
+                        .weights = args.weights.as<float>(),
+                        .end = runs.state.as<float>(),
+                        .run_decay = runs.decay.as<float>(),
+                        .decay_stride = args.decay.row_stride,
+                        .end_run_stride = runs.state.row_stride,
+                        .end_head_stride = in.P * in.N,
+                        .run_decay_stride = runs.decay.row_stride,
+                        .padded = padded_chunk(in.chunk, in.tokens),
+                        .run = runs.chunks,
+                        .runs = runs.state.dim(1),
+                        .step = args.reverse ? -1 : 1});
 }
 
 }  // namespace sluice::cuda

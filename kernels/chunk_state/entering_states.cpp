@@ -7,39 +7,112 @@
 #include "kernels/state_passing/state_passing.h"
 
 namespace sluice {
+namespace {
+
+ChunkStateForward chunks_of(const EnteringStates& args, const TensorView& state) {
+  return {.x = args.x,
+          .B = args.B,
+          .dt = args.dt,
+          .cum = args.cum,
+          .doc_begin = args.doc_begin,
+          .state = state,
+          .decay = args.decay,
+          .chunk = args.chunk};
+}
+
+// From states that chunks, or runs of chunks, add.
+void fold_added(const Context& ctx, const TensorView& added, const TensorView& decays,
+                const TensorView& state, const TensorView& decay) {
+  state_passing_forward(ctx, {.state = added,
+                              .decay = decays,
+                              .final_state = state,
+                              .total_decay = decay.reshape({added.dim(0), added.dim(2)})});
+}
+
+ConstTensorView initial_of(const Context& ctx, const EnteringStates& args, const StateFold& fold) {
+  const ConstTensorView initial = args.find_initial ? args.find_initial(fold) : args.initial;
+  const Dims state{args.x.dim(0), args.x.dim(2), args.x.dim(3), args.B.dim(3)};
+  if (initial) expect("initial", initial, state, stat_dtype(args.x.dtype), ctx.device);
+  return initial;
+}
+
+// On tensor cores, with the weights and decays of write_leaving_weights.
+void fold_runs(const Context& ctx, const EnteringStates& args, const TensorView& weights,
+               const TensorView& state, const TensorView& decay) {
+  const ArenaScope scope(*ctx.scratch);
+  const cuda::ChunkRuns runs = cuda::allocate_runs(ctx, args.x.dims, args.B.dim(3), args.chunk);
+  if constexpr (kBuiltWithCuda) {
+    if (!ctx.counting())
+      cuda::fold_runs_mma(ctx, {.name = "fold_states",
+                                .x = args.x,
+                                .B = args.B,
+                                .weights = weights,
+                                .decay = args.decay,
+                                .runs = runs,
+                                .chunk = args.chunk});
+  }
+  fold_added(ctx, runs.state, runs.decay, state, decay);
+}
+
+// The weights of tokens on tensor cores, in scratch; args.decay is written too.
+TensorView find_weights(const Context& ctx, const EnteringStates& args) {
+  const TensorView weights = cuda::allocate_by_chunk(ctx, args.x.dims, args.chunk);
+  if (ctx.counting()) return weights;
+  if constexpr (!kBuiltWithCuda) fail_no_cuda("entering_states");
+  if constexpr (kBuiltWithCuda) cuda::write_leaving_weights(ctx, args, weights);
+  return weights;
+}
+
+}  // namespace
 
 void entering_states(const Context& ctx, const EnteringStates& args) {
-  ChunkStateForward states{.x = args.x,
-                           .B = args.B,
-                           .dt = args.dt,
-                           .cum = args.cum,
-                           .doc_begin = args.doc_begin,
-                           .state = args.incoming,
-                           .decay = args.decay,
-                           .chunk = args.chunk};
-  check_chunk_state_inputs(ctx, states);
+  check_chunk_state_inputs(ctx, chunks_of(args, {}));
   const DType statistics = stat_dtype(args.x.dtype);
   const auto [B, T, H, P] = args.x.shape<4>("x: (B, T, H, P)");
   const int64_t N = args.B.dim(3), M = num_chunks(T, args.chunk);
   expect("incoming", args.incoming, {B, M, H, P, N}, args.x.dtype, ctx.device);
-  if (args.initial) expect("initial", args.initial, {B, H, P, N}, statistics, ctx.device);
   if (args.final_state)
     expect("final_state", args.final_state, {B, H, P, N}, statistics, ctx.device);
   const ArenaScope scope(*ctx.scratch);
   if (ctx.device.is_cuda() && cuda::entering_states_fit(args)) {
-    const TensorView weights = cuda::allocate_by_chunk(ctx, args.x.dims, args.chunk);
+    const TensorView weights = find_weights(ctx, args);
+    EnteringStates walk = args;
+    walk.initial = initial_of(ctx, args, [&](const TensorView& state, const TensorView& decay) {
+      fold_runs(ctx, args, weights, state, decay);
+    });
     if (ctx.counting()) return;
-    if constexpr (kBuiltWithCuda) return cuda::entering_states_mma(ctx, args, weights);
-    fail_no_cuda("entering_states");
+    if constexpr (kBuiltWithCuda) return cuda::entering_states_mma(ctx, walk, weights);
   }
   // Where what chunks add must lie in memory, it does so as it is carried.
-  if (args.x.dtype != statistics) states.state = ctx.scratch->alloc(args.incoming.dims, statistics);
-  chunk_state_forward(ctx, states);
-  state_passing_forward(ctx, {.state = states.state,
+  const TensorView added = args.x.dtype == statistics
+                               ? args.incoming
+                               : ctx.scratch->alloc(args.incoming.dims, statistics);
+  chunk_state_forward(ctx, chunks_of(args, added));
+  const ConstTensorView initial =
+      initial_of(ctx, args, [&](const TensorView& state, const TensorView& decay) {
+        fold_added(ctx, added, args.decay, state, decay);
+      });
+  state_passing_forward(ctx, {.state = added,
                               .decay = args.decay,
-                              .initial = args.initial,
+                              .initial = initial,
                               .incoming = args.incoming,
                               .final_state = args.final_state});
+}
+
+void fold_states(const Context& ctx, const EnteringStates& args, const TensorView& state,
+                 const TensorView& decay) {
+  const auto [B, T, H, P] = args.x.shape<4>("x: (B, T, H, P)");
+  const int64_t M = num_chunks(T, args.chunk);
+  const DType statistics = stat_dtype(args.x.dtype);
+  const ArenaScope scope(*ctx.scratch);
+  EnteringStates chunks = args;
+  chunks.decay = ctx.scratch->alloc({B, M, H}, statistics);
+  check_chunk_state_inputs(ctx, chunks_of(chunks, {}));
+  if (ctx.device.is_cuda() && cuda::entering_states_fit(chunks))
+    return fold_runs(ctx, chunks, find_weights(ctx, chunks), state, decay);
+  const TensorView added = ctx.scratch->alloc({B, M, H, P, args.B.dim(3)}, statistics);
+  chunk_state_forward(ctx, chunks_of(chunks, added));
+  fold_added(ctx, added, chunks.decay, state, decay);
 }
 
 }  // namespace sluice

@@ -12,11 +12,10 @@
 #include "kernels/chunk_scan/chunk_scan_cuda.h"
 #include "kernels/chunk_scan/ssd_backward.h"
 #include "kernels/chunk_scan/ssd_forward.h"
-#include "kernels/chunk_state/chunk_state.h"
 #include "kernels/chunk_state/entering_states.h"
+#include "kernels/core/chunks.h"
 #include "kernels/elementwise/elementwise.h"
 #include "kernels/ssd_step/ssd_step.h"
-#include "kernels/state_passing/state_passing.h"
 
 namespace sluice {
 
@@ -35,13 +34,6 @@ struct Mamba2::Chunked {
   TensorView xbc;  // (B, T, C)
   TensorView dt;   // (B, T, H)
   TensorView cum;  // (B, T, H)
-  // Where states between chunks are looked at:
-  TensorView decay = {};     // (B, M, H)
-  TensorView incoming = {};  // (B, M, H, P, N): the state before each chunk
-};
-
-struct Mamba2::ChunkedGradients {
-  TensorView xbc, dt, cum;
 };
 
 void Mamba2Config::validate(const std::string& where, int64_t d_model) const {
@@ -109,19 +101,13 @@ Mamba2::Mamba2(const LayerBuild& build, const Config& config)
                       .scale = 1 / std::sqrt(double(build.num_residuals))});
 }
 
-Mamba2::Chunked Mamba2::allocate_chunked(const Context& ctx, int64_t B, int64_t T, DType dtype,
-                                         bool with_states) const {
-  const int64_t chunk = chunk_to_take(ctx, dtype, P_, N_, config_.chunk);
-  const int64_t M = num_chunks(T, chunk);
+Mamba2::Chunked Mamba2::allocate_chunked(const Context& ctx, int64_t B, int64_t T,
+                                         DType dtype) const {
   Arena& scratch = *ctx.scratch;
-  Chunked s{.chunk = chunk,
-            .xbc = scratch.alloc({B, T, C_}, dtype),
-            .dt = scratch.alloc({B, T, H_}, stat_dtype(dtype)),
-            .cum = scratch.alloc({B, T, H_}, stat_dtype(dtype))};
-  if (!with_states) return s;
-  s.decay = scratch.alloc({B, M, H_}, stat_dtype(dtype));
-  s.incoming = scratch.alloc({B, M, H_, P_, N_}, dtype);
-  return s;
+  return {.chunk = chunk_to_take(ctx, dtype, P_, N_, config_.chunk),
+          .xbc = scratch.alloc({B, T, C_}, dtype),
+          .dt = scratch.alloc({B, T, H_}, stat_dtype(dtype)),
+          .cum = scratch.alloc({B, T, H_}, stat_dtype(dtype))};
 }
 
 void Mamba2::chunk_decays(const Context& ctx, const Rows& rows, const TensorView& zxbcdt,
@@ -145,18 +131,6 @@ void Mamba2::convolve(const Context& ctx, const Rows& rows, const TensorView& zx
                               .doc_begin = rows.local_doc_begin,
                               .halo = halo,
                               .y = s.xbc});
-}
-
-void Mamba2::states_of_chunks(const Context& ctx, const Rows& rows, const Chunked& s,
-                              const TensorView& state) const {
-  chunk_state_forward(ctx, {.x = x_of(s.xbc),
-                            .B = B_of(s.xbc),
-                            .dt = s.dt,
-                            .cum = s.cum,
-                            .doc_begin = rows.local_doc_begin,
-                            .state = state,
-                            .decay = s.decay,
-                            .chunk = s.chunk});
 }
 
 void Mamba2::gated_norm(const Context& ctx, const TensorView& y, const TensorView& zxbcdt,
@@ -190,55 +164,31 @@ std::unique_ptr<Saved> Mamba2::forward(const Context& ctx, const Rows& rows,
   project(xbc_proj_, xbc_of(zxbcdt));
 
   const ArenaScope scope(*ctx.scratch);
-  const Chunked s = allocate_chunked(ctx, B, T, dtype, in_parts);
+  const Chunked s = allocate_chunked(ctx, B, T, dtype);
   halo_.forward(ctx, rows,
                 {.x = xbc_of(zxbcdt), .passed = passed, .carried = io.carried, .meanwhile = [&] {
                    project(dt_proj_, dt_of(zxbcdt));
                    chunk_decays(ctx, rows, zxbcdt, s);
                  }});
   convolve(ctx, rows, zxbcdt, passed.halo, s);
-  TensorView added;  // by each chunk, where that is wanted apart
-  if (in_parts) {
-    added = dtype == stat_dtype(dtype) ? s.incoming
-                                       : ctx.scratch->alloc(s.incoming.dims, stat_dtype(dtype));
-    states_of_chunks(ctx, rows, s, added);
-  }
-  const auto fold = [&, B = B](const TensorView& state, const TensorView& decay) {
-    state_passing_forward(ctx, {.state = added,
-                                .decay = s.decay,
-                                .final_state = state,
-                                .total_decay = decay.reshape({B, H_})});
+  const auto find_state = [&](const StateFold& fold) -> ConstTensorView {
+    recurrence_.forward(ctx, rows,
+                        {.passed = passed, .carried = io.carried, .fold = fold, .meanwhile = [&] {
+                           project(z_proj_, z_of(zxbcdt));
+                         }});
+    return passed.state;
   };
-  recurrence_.forward(ctx, rows,
-                      {.passed = passed, .carried = io.carried, .fold = fold, .meanwhile = [&] {
-                         project(z_proj_, z_of(zxbcdt));
-                       }});
-  if (in_parts) {
-    state_passing_forward(
-        ctx, {.state = added, .decay = s.decay, .initial = passed.state, .incoming = s.incoming});
-    chunk_scan_forward(ctx, {.x = x_of(s.xbc),
-                             .B = B_of(s.xbc),
-                             .C = C_of(s.xbc),
-                             .dt = s.dt,
-                             .cum = s.cum,
-                             .D = store_.value(D_skip_),
-                             .doc_begin = rows.local_doc_begin,
-                             .incoming = s.incoming,
-                             .y = saved->y,
-                             .chunk = s.chunk});
-  } else {
-    ssd_forward(ctx, {.x = x_of(s.xbc),
-                      .B = B_of(s.xbc),
-                      .C = C_of(s.xbc),
-                      .dt = s.dt,
-                      .cum = s.cum,
-                      .D = store_.value(D_skip_),
-                      .doc_begin = rows.local_doc_begin,
-                      .initial = passed.state,
-                      .y = saved->y,
-                      .final_state = recurrence_.final_state(io.carried),
-                      .chunk = s.chunk});
-  }
+  ssd_forward(ctx, {.x = x_of(s.xbc),
+                    .B = B_of(s.xbc),
+                    .C = C_of(s.xbc),
+                    .dt = s.dt,
+                    .cum = s.cum,
+                    .D = store_.value(D_skip_),
+                    .doc_begin = rows.local_doc_begin,
+                    .find_initial = find_state,
+                    .y = saved->y,
+                    .final_state = recurrence_.final_state(io.carried),
+                    .chunk = s.chunk});
   const TensorView normed = ctx.scratch->alloc({B, T, E_}, dtype);
   gated_norm(ctx, saved->y, saved->zxbcdt, normed);
   out_proj_.forward(ctx, normed, io.y);
@@ -255,31 +205,29 @@ void Mamba2::backward(const Context& ctx, const Rows& rows, const LayerBackward&
   Arena& scratch = *ctx.scratch;
   const TensorView dzxbcdt = scratch.alloc_padded_rows({B, T, E_ + C_ + H_}, dtype);
   const TensorView dy = scratch.alloc({B, T, E_}, dtype);
-  {
-    const ArenaScope norm_scope(scratch);
-    const TensorView normed = scratch.alloc({B, T, E_}, dtype);
-    gated_norm(ctx, saved.y, saved.zxbcdt, normed);
-    out_proj_.backward_weight(ctx, normed, io.dy);
-    out_proj_.backward_data(ctx, io.dy, dy);
-    gated_rms_norm_backward(ctx, {.dy = dy,
-                                  .x = saved.y.reshape({B, T, E_}),
-                                  .z = z_of(saved.zxbcdt),
-                                  .weight = store_.value(norm_),
-                                  .dx = dy,
-                                  .dz = z_of(dzxbcdt),
-                                  .dweight = store_.grad(norm_),
-                                  .groups = G_,
-                                  .gate = config_.gate,
-                                  .eps = norm_eps_});
-  }
+  out_proj_.backward_data(ctx, io.dy, dy);
+  gated_rms_norm_backward(ctx, {.dy = dy,
+                                .x = saved.y.reshape({B, T, E_}),
+                                .z = z_of(saved.zxbcdt),
+                                .weight = store_.value(norm_),
+                                .dx = dy,
+                                .dz = z_of(dzxbcdt),
+                                .dweight = store_.grad(norm_),
+                                .groups = G_,
+                                .gate = config_.gate,
+                                .eps = norm_eps_});
   const TensorView dhalo =
       saved.passed.halo ? scratch.alloc(saved.passed.halo.dims, dtype) : TensorView{};
   const bool in_parts = recurrence_.ranks() > 1;
   scan_backward(ctx, rows, saved, dy.reshape({B, T, H_, P_}), dzxbcdt, dhalo, [&] {
     if (in_parts) z_proj_.backward_weight(ctx, saved.x, z_of(dzxbcdt));
   });
-  // A few rows: on their way for less time than it would take to hide them behind one more product.
-  halo_.backward(ctx, rows, dhalo, xbc_of(dzxbcdt), [] {});
+  halo_.backward(ctx, rows, dhalo, xbc_of(dzxbcdt), [&] {
+    const ArenaScope norm_scope(scratch);
+    const TensorView normed = scratch.alloc({B, T, E_}, dtype);
+    gated_norm(ctx, saved.y, saved.zxbcdt, normed);
+    out_proj_.backward_weight(ctx, normed, io.dy);
+  });
   const Linear rest = in_parts ? in_proj_.outputs(E_, C_ + H_) : in_proj_;
   rest.backward_weight(ctx, saved.x, in_parts ? dzxbcdt.columns(E_, {C_ + H_}) : dzxbcdt);
   in_proj_.backward_data(ctx, dzxbcdt, io.dx);
@@ -292,7 +240,10 @@ void Mamba2::scan_backward(const Context& ctx, const Rows& rows, const SavedTens
   const int64_t T = dy.dim(1);
   Arena& scratch = *ctx.scratch;
   const ArenaScope scope(scratch);
-  const Chunked s = allocate_chunked(ctx, B, T, dy.dtype, /*with_states=*/true);
+  const Chunked s = allocate_chunked(ctx, B, T, dy.dtype);
+  const int64_t M = num_chunks(T, s.chunk);
+  const TensorView incoming = scratch.alloc({B, M, H_, P_, N_}, dy.dtype);
+  const TensorView decay = scratch.alloc({B, M, H_}, s.cum.dtype);
   chunk_decays(ctx, rows, saved.zxbcdt, s);
   convolve(ctx, rows, saved.zxbcdt, saved.passed.halo, s);
   entering_states(ctx, {.x = x_of(s.xbc),
@@ -301,34 +252,33 @@ void Mamba2::scan_backward(const Context& ctx, const Rows& rows, const SavedTens
                         .cum = s.cum,
                         .doc_begin = rows.local_doc_begin,
                         .initial = saved.passed.state,
-                        .incoming = s.incoming,
-                        .decay = s.decay,
+                        .incoming = incoming,
+                        .decay = decay,
                         .chunk = s.chunk});
   const TensorView dxbc = scratch.alloc({B, T, C_}, dy.dtype);
   const TensorView ddt = scratch.alloc(s.dt.dims, s.dt.dtype);
   const TensorView dcum = scratch.alloc(s.cum.dims, s.cum.dtype);
-  if (recurrence_.ranks() > 1) {
-    chunks_backward_in_parts(ctx, rows, saved, dy, s, {dxbc, ddt, dcum}, meanwhile);
-  } else {
-    meanwhile();
-    ssd_backward(ctx, {.dy = dy,
-                       .x = x_of(s.xbc),
-                       .B = B_of(s.xbc),
-                       .C = C_of(s.xbc),
-                       .dt = s.dt,
-                       .cum = s.cum,
-                       .D = store_.value(D_skip_),
-                       .doc_begin = rows.local_doc_begin,
-                       .incoming = s.incoming,
-                       .decay = s.decay,
-                       .dx = x_of(dxbc),
-                       .dB = B_of(dxbc),
-                       .dC = C_of(dxbc),
-                       .ddt = ddt,
-                       .dcum = dcum,
-                       .dD = store_.grad(D_skip_),
-                       .chunk = s.chunk});
-  }
+  const auto find_dfinal = [&](const GradientFold& fold) -> ConstTensorView {
+    return recurrence_.backward(ctx, rows, saved.passed, fold, meanwhile);
+  };
+  ssd_backward(ctx, {.dy = dy,
+                     .x = x_of(s.xbc),
+                     .B = B_of(s.xbc),
+                     .C = C_of(s.xbc),
+                     .dt = s.dt,
+                     .cum = s.cum,
+                     .D = store_.value(D_skip_),
+                     .doc_begin = rows.local_doc_begin,
+                     .incoming = incoming,
+                     .decay = decay,
+                     .find_dfinal = find_dfinal,
+                     .dx = x_of(dxbc),
+                     .dB = B_of(dxbc),
+                     .dC = C_of(dxbc),
+                     .ddt = ddt,
+                     .dcum = dcum,
+                     .dD = store_.grad(D_skip_),
+                     .chunk = s.chunk});
   chunk_cumsum_backward(ctx, {.ddt = ddt,
                               .dcum = dcum,
                               .dt_raw = dt_of(saved.zxbcdt),
@@ -351,59 +301,6 @@ void Mamba2::scan_backward(const Context& ctx, const Rows& rows, const SavedTens
                                .dweight = store_.grad(conv_weight_),
                                .dbias = store_.optional_grad(conv_bias_),
                                .dhalo = dhalo});
-}
-
-// As ssd_backward, with the gradient that later ranks find for the state that leaves this one's
-// tokens.
-void Mamba2::chunks_backward_in_parts(const Context& ctx, const Rows& rows,
-                                      const SavedTensors& saved, const TensorView& dy,
-                                      const Chunked& s, const ChunkedGradients& d,
-                                      const Meanwhile& meanwhile) const {
-  Arena& scratch = *ctx.scratch;
-  const ArenaScope scope(scratch);
-  const TensorView dstate = scratch.alloc(s.incoming.dims, s.decay.dtype);
-  const TensorView dlog_decay = scratch.alloc(s.decay.dims, s.decay.dtype);
-  chunk_scan_backward(ctx, {.dy = dy,
-                            .x = x_of(s.xbc),
-                            .B = B_of(s.xbc),
-                            .C = C_of(s.xbc),
-                            .dt = s.dt,
-                            .cum = s.cum,
-                            .D = store_.value(D_skip_),
-                            .doc_begin = rows.local_doc_begin,
-                            .incoming = s.incoming,
-                            .dx = x_of(d.xbc),
-                            .dB = B_of(d.xbc),
-                            .dC = C_of(d.xbc),
-                            .ddt = d.dt,
-                            .dcum = d.cum,
-                            .dincoming = dstate,
-                            .dD = store_.grad(D_skip_),
-                            .chunk = s.chunk});
-  const auto reverse_fold = [&](const TensorView& dinitial) {
-    state_passing_backward(ctx, {.dincoming = dstate, .decay = s.decay, .dinitial = dinitial});
-  };
-  const TensorView dleaving =
-      dy.dtype == dstate.dtype ? dstate : scratch.alloc(dstate.dims, dy.dtype);
-  const TensorView dfinal = recurrence_.backward(ctx, rows, saved.passed, reverse_fold, meanwhile);
-  state_passing_backward(ctx, {.dincoming = dstate,
-                               .incoming = s.incoming,
-                               .decay = s.decay,
-                               .dfinal = dfinal,
-                               .doutgoing = dleaving,
-                               .dlog_decay = dlog_decay});
-  chunk_state_backward(ctx, {.dstate = dleaving,
-                             .dlog_decay = dlog_decay,
-                             .x = x_of(s.xbc),
-                             .B = B_of(s.xbc),
-                             .dt = s.dt,
-                             .cum = s.cum,
-                             .doc_begin = rows.local_doc_begin,
-                             .dx = x_of(d.xbc),
-                             .dB = B_of(d.xbc),
-                             .ddt = d.dt,
-                             .dcum = d.cum,
-                             .chunk = s.chunk});
 }
 
 std::vector<StateTensor> Mamba2::received_spec(const Rows& rows) const {

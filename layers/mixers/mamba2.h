@@ -86,7 +86,6 @@ class Mamba2 final : public Layer {
  private:
   struct SavedTensors;
   struct Chunked;
-  struct ChunkedGradients;
   // Column slices of the projection, or of its gradient.
   TensorView z_of(const TensorView& zxbcdt) const { return zxbcdt.columns(0, {E_}); }
   TensorView xbc_of(const TensorView& zxbcdt) const { return zxbcdt.columns(E_, {C_}); }
@@ -94,21 +93,14 @@ class Mamba2 final : public Layer {
   TensorView x_of(const TensorView& xbc) const { return xbc.columns(0, {H_, P_}); }
   TensorView B_of(const TensorView& xbc) const { return xbc.columns(E_, {G_, N_}); }
   TensorView C_of(const TensorView& xbc) const { return xbc.columns(E_ + G_ * N_, {G_, N_}); }
-  Chunked allocate_chunked(const Context& ctx, int64_t B, int64_t T, DType dtype,
-                           bool with_states) const;
+  Chunked allocate_chunked(const Context& ctx, int64_t B, int64_t T, DType dtype) const;
   void chunk_decays(const Context& ctx, const Rows& rows, const TensorView& zxbcdt,
                     const Chunked& s) const;
   void convolve(const Context& ctx, const Rows& rows, const TensorView& zxbcdt,
                 const TensorView& halo, const Chunked& s) const;
-  // What each chunk adds.
-  void states_of_chunks(const Context& ctx, const Rows& rows, const Chunked& s,
-                        const TensorView& state) const;
   void scan_backward(const Context& ctx, const Rows& rows, const SavedTensors& saved,
                      const TensorView& dy, const TensorView& dzxbcdt, const TensorView& dhalo,
                      const Meanwhile& meanwhile) const;
-  void chunks_backward_in_parts(const Context& ctx, const Rows& rows, const SavedTensors& saved,
-                                const TensorView& dy, const Chunked& s, const ChunkedGradients& d,
-                                const Meanwhile& meanwhile) const;
   void gated_norm(const Context& ctx, const TensorView& y, const TensorView& zxbcdt,
                   const TensorView& out) const;
 

@@ -3,6 +3,8 @@
 #include <gtest/gtest.h>
 #include <omp.h>
 
+#include <functional>
+
 #include "kernels/chunk_scan/ssd_backward.h"
 #include "kernels/chunk_scan/ssd_forward.h"
 #include "tests/kernels/ssd_chain.h"
@@ -210,59 +212,129 @@ TEST(SsdBackward, ParameterGradientsAccumulate) {
   }
 }
 
-TEST(SsdForward, InOneIsItsPartsOneByOne) {
+// The operators of a whole row, without what enters and leaves it.
+SsdForward forward_of(SsdChain& c) {
+  return {.x = c.x,
+          .B = c.B,
+          .C = c.C,
+          .dt = c.dt,
+          .cum = c.cum,
+          .D = c.D,
+          .doc_begin = c.doc_begin,
+          .y = c.y,
+          .final_state = c.final_state,
+          .chunk = c.shape.Q};
+}
+SsdBackward backward_of(SsdChain& c) {
+  return {.dy = c.dy,
+          .x = c.x,
+          .B = c.B,
+          .C = c.C,
+          .dt = c.dt,
+          .cum = c.cum,
+          .D = c.D,
+          .doc_begin = c.doc_begin,
+          .incoming = c.incoming,
+          .decay = c.decay,
+          .dx = c.dx,
+          .dB = c.dB,
+          .dC = c.dC,
+          .ddt = c.ddt,
+          .dcum = c.dcum,
+          .dD = c.dD,
+          .chunk = c.shape.Q};
+}
+
+void expect_same(const SsdChain& got, const SsdChain& expected,
+                 const std::vector<Tensor SsdChain::*>& members) {
+  for (const auto member : members) {
+    const Tensor &a = got.*member, &b = expected.*member;
+    for (int64_t i = 0; i < a.numel(); ++i) ASSERT_EQ(a.get(i), b.get(i));
+  }
+}
+const std::vector<Tensor SsdChain::*> kGradients = {&SsdChain::dx,  &SsdChain::dB,   &SsdChain::dC,
+                                                    &SsdChain::ddt, &SsdChain::dcum, &SsdChain::dD};
+
+void for_each_shape(const std::function<void(const SsdShape&, DType)>& body) {
   for (const SsdShape& shape : ssd_shapes()) {
-    SCOPED_TRACE(shape.name);
-    SsdChain parts(shape, DType::f64), c(shape, DType::f64);
-    parts.forward(), c.cumsum();
-    ssd_forward(c.ctx, {.x = c.x,
-                        .B = c.B,
-                        .C = c.C,
-                        .dt = c.dt,
-                        .cum = c.cum,
-                        .D = c.D,
-                        .doc_begin = c.doc_begin,
-                        .initial = c.initial,
-                        .y = c.y,
-                        .final_state = c.final_state,
-                        .chunk = shape.Q});
-    for (int64_t i = 0; i < c.y.numel(); ++i) ASSERT_EQ(c.y.get(i), parts.y.get(i));
-    for (int64_t i = 0; i < c.final_state.numel(); ++i)
-      ASSERT_EQ(c.final_state.get(i), parts.final_state.get(i));
+    for (const DType dtype : {DType::f64, DType::f32}) {
+      SCOPED_TRACE(concat(shape.name, " ", name_of(dtype)));
+      body(shape, dtype);
+    }
   }
 }
 
+TEST(SsdForward, InOneIsItsPartsOneByOne) {
+  for_each_shape([](const SsdShape& shape, DType dtype) {
+    SsdChain parts(shape, dtype), c(shape, dtype);
+    parts.forward(), c.cumsum();
+    SsdForward args = forward_of(c);
+    args.initial = c.initial;
+    ssd_forward(c.ctx, args);
+    expect_same(c, parts, {&SsdChain::y, &SsdChain::final_state});
+  });
+}
+
+// The fold is what the row ends with if it begins with zeros; and what is found enters the row.
+TEST(SsdForward, FindsTheEnteringStateByTheFold) {
+  for_each_shape([](const SsdShape& shape, DType dtype) {
+    SsdChain parts(shape, dtype), zero(shape, dtype), c(shape, dtype), alone(shape, dtype);
+    zero.initial.fill(0);
+    parts.forward(), zero.forward(), c.cumsum();
+    Tensor folded(c.final_state.dims(), dtype);
+    SsdForward args = forward_of(c);
+    args.find_initial = [&](const StateFold& fold) -> ConstTensorView {
+      fold(folded, c.total_decay);
+      return c.initial;
+    };
+    ssd_forward(c.ctx, args);
+    expect_same(c, parts, {&SsdChain::y, &SsdChain::final_state, &SsdChain::total_decay});
+    alone.cumsum();
+    fold_states(alone.ctx,
+                {.x = alone.x,
+                 .B = alone.B,
+                 .dt = alone.dt,
+                 .cum = alone.cum,
+                 .doc_begin = alone.doc_begin,
+                 .chunk = shape.Q},
+                alone.final_state, alone.total_decay);
+    expect_same(alone, zero, {&SsdChain::final_state, &SsdChain::total_decay});
+    for (int64_t i = 0; i < folded.numel(); ++i) ASSERT_EQ(folded.get(i), zero.final_state.get(i));
+  });
+}
+
 TEST(SsdBackward, InOneIsItsPartsOneByOne) {
-  for (const SsdShape& shape : ssd_shapes()) {
-    SCOPED_TRACE(shape.name);
-    SsdChain parts(shape, DType::f64), c(shape, DType::f64);
+  for_each_shape([](const SsdShape& shape, DType dtype) {
+    SsdChain parts(shape, dtype), c(shape, dtype);
     parts.forward(), c.forward();
     parts.scan_backward(), parts.pass_states_backward(), parts.chunk_states_backward();
-    ssd_backward(c.ctx, {.dy = c.dy,
-                         .x = c.x,
-                         .B = c.B,
-                         .C = c.C,
-                         .dt = c.dt,
-                         .cum = c.cum,
-                         .D = c.D,
-                         .doc_begin = c.doc_begin,
-                         .incoming = c.incoming,
-                         .decay = c.decay,
-                         .dfinal = c.dfinal,
-                         .dx = c.dx,
-                         .dB = c.dB,
-                         .dC = c.dC,
-                         .ddt = c.ddt,
-                         .dcum = c.dcum,
-                         .dD = c.dD,
-                         .chunk = shape.Q});
-    using Member = Tensor SsdChain::*;
-    for (const Member gradient : {&SsdChain::dx, &SsdChain::dB, &SsdChain::dC, &SsdChain::ddt,
-                                  &SsdChain::dcum, &SsdChain::dD}) {
-      const Tensor &got = c.*gradient, &expected = parts.*gradient;
-      for (int64_t i = 0; i < got.numel(); ++i) ASSERT_EQ(got.get(i), expected.get(i));
+    SsdBackward args = backward_of(c);
+    args.dfinal = c.dfinal;
+    ssd_backward(c.ctx, args);
+    expect_same(c, parts, kGradients);
+  });
+}
+
+// The fold is the gradient of the state before the row if nobody looks at the one after it; and
+// what is found flows back from the row's end.
+TEST(SsdBackward, FindsTheLeavingGradientByTheFold) {
+  for_each_shape([](const SsdShape& shape, DType dtype) {
+    SsdChain parts(shape, dtype), zero(shape, dtype), c(shape, dtype);
+    zero.dfinal.fill(0);
+    for (SsdChain* const chain : {&parts, &zero}) {
+      chain->forward(), chain->scan_backward();
+      chain->pass_states_backward(), chain->chunk_states_backward();
     }
-  }
+    c.forward();
+    SsdBackward args = backward_of(c);
+    args.find_dfinal = [&](const GradientFold& fold) -> ConstTensorView {
+      fold(c.dinitial);
+      return c.dfinal;
+    };
+    ssd_backward(c.ctx, args);
+    expect_same(c, parts, kGradients);
+    expect_same(c, zero, {&SsdChain::dinitial});
+  });
 }
 
 TEST(SsdBackward, NothingCrossesADocumentStart) {

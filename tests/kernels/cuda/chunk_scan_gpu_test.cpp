@@ -90,8 +90,11 @@ void run(Side& side, const SsdShape& shape, int64_t padding) {
                        .chunk = shape.Q});
 }
 
+// How what lies beyond a row's ends is known.
+enum class Ends { absent, given, found };
+
 // With the states' part: as ChunkScanGpu, and what flows from the states that chunks leave.
-void run_whole_backward(Side& side, const SsdShape& shape, int64_t padding, bool has_dfinal) {
+void run_whole_backward(Side& side, const SsdShape& shape, int64_t padding, Ends ends) {
   const Inputs in = make_inputs(side, shape, padding);
   const int64_t B = shape.B, T = shape.T, H = shape.H, M = num_chunks(T, shape.Q);
   const Tensor doc_begin = documents(B, T, shape.starts, shape.first);
@@ -105,6 +108,12 @@ void run_whole_backward(Side& side, const SsdShape& shape, int64_t padding, bool
       decay[chunk * H + h] = starts ? 0 : float(std::exp(steps.cum[last * H + h]));
     }
   }
+  const Dims state{B, H, shape.P, shape.N};
+  const TensorView dfinal = ends == Ends::absent ? TensorView{} : side.stat_normal(state);
+  const auto find = [&](const GradientFold& fold) -> ConstTensorView {
+    fold(side.output("dinitial", state, side.stat()));
+    return dfinal;
+  };
   ssd_backward(side.ctx(),
                {.dy = side.normal(in.x.dims, 1, 0, padding),
                 .x = in.x,
@@ -116,7 +125,8 @@ void run_whole_backward(Side& side, const SsdShape& shape, int64_t padding, bool
                 .doc_begin = in.doc_begin,
                 .incoming = in.incoming,
                 .decay = side.values({B, M, H}, side.stat(), decay),
-                .dfinal = has_dfinal ? side.stat_normal({B, H, shape.P, shape.N}) : TensorView{},
+                .dfinal = ends == Ends::given ? dfinal : TensorView{},
+                .find_dfinal = ends == Ends::found ? FindGradient(find) : FindGradient(),
                 .dx = side.output("dx", in.x.dims, side.dtype(), padding),
                 .dB = side.output("dB", in.B.dims, side.dtype(), padding),
                 .dC = side.output("dC", in.C.dims, side.dtype(), padding),
@@ -127,23 +137,34 @@ void run_whole_backward(Side& side, const SsdShape& shape, int64_t padding, bool
 }
 
 // One by one, the operators hold two sets of states in scratch.
-constexpr GpuBounds kBackwardBounds{.arena_bytes = size_t{20} << 20};
-
-class SsdBackwardGpu : public testing::TestWithParam<SsdShape> {};
-
-TEST_P(SsdBackwardGpu, AgreesWithCpu) {
-  check_on_gpu([](Side& side) { run_whole_backward(side, GetParam(), 0, true); }, kBackwardBounds);
-}
-TEST_P(SsdBackwardGpu, AgreesWithCpuInAlignedColumns) {
-  check_on_gpu([](Side& side) { run_whole_backward(side, GetParam(), 8, false); }, kBackwardBounds);
-}
-TEST_P(SsdBackwardGpu, AgreesWithCpuInColumns) {
-  check_on_gpu([](Side& side) { run_whole_backward(side, GetParam(), 3, true); }, kBackwardBounds);
+GpuBounds bounds_of(const SsdShape& s) {
+  const int64_t states = s.B * num_chunks(s.T, s.Q) * s.H * s.P * s.N;
+  return {.arena_bytes = (size_t{16} << 20) + 12 * size_t(states)};
 }
 
-void run_whole_forward(Side& side, const SsdShape& shape, int64_t padding, bool has_ends) {
+class SsdBackwardGpu : public testing::TestWithParam<SsdShape> {
+ protected:
+  static void check(int64_t padding, Ends ends) {
+    check_on_gpu([&](Side& side) { run_whole_backward(side, GetParam(), padding, ends); },
+                 bounds_of(GetParam()));
+  }
+};
+
+TEST_P(SsdBackwardGpu, AgreesWithCpu) { check(0, Ends::given); }
+TEST_P(SsdBackwardGpu, AgreesWithCpuWhereTheGradientIsFound) { check(0, Ends::found); }
+TEST_P(SsdBackwardGpu, AgreesWithCpuInAlignedColumns) { check(8, Ends::absent); }
+TEST_P(SsdBackwardGpu, AgreesWithCpuInColumns) { check(3, Ends::found); }
+
+void run_whole_forward(Side& side, const SsdShape& shape, int64_t padding, Ends ends) {
   const Inputs in = make_inputs(side, shape, padding);
-  const Dims ends{shape.B, shape.H, shape.P, shape.N};
+  const Dims state{shape.B, shape.H, shape.P, shape.N};
+  const bool has_ends = ends != Ends::absent;
+  const TensorView initial = has_ends ? side.stat_normal(state) : TensorView{};
+  const auto find = [&](const StateFold& fold) -> ConstTensorView {
+    fold(side.output("folded", state, side.stat()),
+         side.output("decay", {shape.B, shape.H}, side.stat()));
+    return initial;
+  };
   ssd_forward(side.ctx(),
               {.x = in.x,
                .B = in.B,
@@ -152,23 +173,25 @@ void run_whole_forward(Side& side, const SsdShape& shape, int64_t padding, bool 
                .cum = in.cum,
                .D = in.D,
                .doc_begin = in.doc_begin,
-               .initial = has_ends ? side.stat_normal(ends) : TensorView{},
+               .initial = ends == Ends::given ? initial : TensorView{},
+               .find_initial = ends == Ends::found ? FindState(find) : FindState(),
                .y = side.output("y", in.x.dims, side.dtype(), padding),
-               .final_state = has_ends ? side.output("final", ends, side.stat()) : TensorView{},
+               .final_state = has_ends ? side.output("final", state, side.stat()) : TensorView{},
                .chunk = shape.Q});
 }
 
-// In f32 the operators run one by one.
-constexpr GpuBounds kForwardBounds{.arena_bytes = size_t{64} << 20};
+class SsdForwardGpu : public testing::TestWithParam<SsdShape> {
+ protected:
+  static void check(int64_t padding, Ends ends) {
+    check_on_gpu([&](Side& side) { run_whole_forward(side, GetParam(), padding, ends); },
+                 bounds_of(GetParam()));
+  }
+};
 
-class SsdForwardGpu : public testing::TestWithParam<SsdShape> {};
-
-TEST_P(SsdForwardGpu, AgreesWithCpu) {
-  check_on_gpu([](Side& side) { run_whole_forward(side, GetParam(), 0, true); }, kForwardBounds);
-}
-TEST_P(SsdForwardGpu, AgreesWithCpuInAlignedColumns) {
-  check_on_gpu([](Side& side) { run_whole_forward(side, GetParam(), 8, false); }, kForwardBounds);
-}
+TEST_P(SsdForwardGpu, AgreesWithCpu) { check(0, Ends::given); }
+TEST_P(SsdForwardGpu, AgreesWithCpuWhereTheStateIsFound) { check(0, Ends::found); }
+TEST_P(SsdForwardGpu, AgreesWithCpuInAlignedColumns) { check(8, Ends::absent); }
+TEST_P(SsdForwardGpu, AgreesWithCpuInColumns) { check(3, Ends::found); }
 
 TEST_P(ChunkScanGpu, AgreesWithCpu) {
   check_on_gpu([](Side& side) { run(side, GetParam(), 0); });
@@ -247,6 +270,23 @@ std::vector<SsdShape> wide_shapes() {
 }
 INSTANTIATE_TEST_SUITE_P(Wide, ChunkScanGpu, testing::ValuesIn(wide_shapes()), name_of_shape);
 INSTANTIATE_TEST_SUITE_P(Wide, SsdBackwardGpu, testing::ValuesIn(wide_shapes()), name_of_shape);
+INSTANTIATE_TEST_SUITE_P(Wide, SsdForwardGpu, testing::ValuesIn(wide_shapes()), name_of_shape);
+
+// So many chunks and heads that a fold goes over several runs, each of several chunks.
+std::vector<SsdShape> fold_shapes() {
+  return {{.name = "runs_of_three",
+           .B = 2,
+           .T = 390,
+           .H = 17,
+           .P = 64,
+           .N = 128,
+           .Q = 16,
+           .starts = {{}, {100}},
+           .first = -1,
+           .A_log = -4}};
+}
+INSTANTIATE_TEST_SUITE_P(Runs, SsdBackwardGpu, testing::ValuesIn(fold_shapes()), name_of_shape);
+INSTANTIATE_TEST_SUITE_P(Runs, SsdForwardGpu, testing::ValuesIn(fold_shapes()), name_of_shape);
 
 // So many rows and heads that the forward is walks, of two heads a block or of three.
 std::vector<SsdShape> walk_shapes() {
@@ -321,13 +361,14 @@ TEST_P(ChunkScanGpuLeast, AgreesWithCpu) {
 
 class SsdBackwardGpuLeast : public testing::TestWithParam<SsdShape> {};
 TEST_P(SsdBackwardGpuLeast, AgreesWithCpu) {
-  check_on_gpu([](Side& side) { run_whole_backward(side, GetParam(), 8, true); },
+  check_on_gpu([](Side& side) { run_whole_backward(side, GetParam(), 8, Ends::found); },
                least(GetParam()));
 }
 
 class SsdForwardGpuLeast : public testing::TestWithParam<SsdShape> {};
 TEST_P(SsdForwardGpuLeast, AgreesWithCpu) {
-  check_on_gpu([](Side& side) { run_whole_forward(side, GetParam(), 8, true); }, least(GetParam()));
+  check_on_gpu([](Side& side) { run_whole_forward(side, GetParam(), 8, Ends::found); },
+               least(GetParam()));
 }
 
 std::vector<SsdShape> least_shapes() {

@@ -95,6 +95,10 @@ void enter(Side& side, const Shape& s) {
                                .incoming = side.output("from zero", states, side.dtype()),
                                .decay = side.output("decay too", decays, side.stat()),
                                .chunk = s.Q});
+  fold_states(side.ctx(),
+              {.x = x, .B = B, .dt = dt, .cum = cum, .doc_begin = doc_begin, .chunk = s.Q},
+              side.output("folded", ends, side.stat()),
+              side.output("row's decay", {s.B, s.H}, side.stat()));
 }
 
 class ChunkStateGpu : public testing::TestWithParam<Shape> {};
