@@ -81,8 +81,7 @@ Mamba2::Mamba2(const LayerBuild& build, const Config& config)
                      .bias = config.proj_bias,
                      .parts = {{"z", E_}, {"x", E_}, {"B", G_ * N_}, {"C", G_ * N_}, {"dt", H_}}});
   z_proj_ = in_proj_.outputs(0, E_);
-  xbc_proj_ = in_proj_.outputs(E_, C_);
-  dt_proj_ = in_proj_.outputs(E_ + C_, H_);
+  xbcdt_proj_ = in_proj_.outputs(E_, C_ + H_);
   conv_weight_ = store_.add(name("conv1d.weight"), {C_, K_}, uniform(conv_bound));
   if (config.conv_bias) {
     conv_bias_ = store_.add(name("conv1d.bias"), {C_}, uniform(conv_bound), kNoDecay);
@@ -144,7 +143,8 @@ void Mamba2::gated_norm(const Context& ctx, const TensorView& y, const TensorVie
                                .eps = norm_eps_});
 }
 
-// Several ranks project what others wait for first, and the rest while it travels.
+// Several ranks project what others wait for first, and the gate while it travels. (dt as a product
+// of its own would take longer than the halo that it hides.)
 std::unique_ptr<Saved> Mamba2::forward(const Context& ctx, const Rows& rows,
                                        const LayerForward& io) const {
   const auto [B, T, D] = io.x.shape<3>("x: (B, T, D)");
@@ -157,24 +157,23 @@ std::unique_ptr<Saved> Mamba2::forward(const Context& ctx, const Rows& rows,
   const TensorView& zxbcdt = saved->zxbcdt;
   const Passed& passed = saved->passed;
   const bool in_parts = recurrence_.ranks() > 1;
-  const auto project = [&](const Linear& part, const TensorView& out) {
-    if (in_parts) part.forward(ctx, io.x, out);
-  };
-  if (!in_parts) in_proj_.forward(ctx, io.x, zxbcdt);
-  project(xbc_proj_, xbc_of(zxbcdt));
+  if (in_parts) {
+    xbcdt_proj_.forward(ctx, io.x, xbcdt_of(zxbcdt));
+  } else {
+    in_proj_.forward(ctx, io.x, zxbcdt);
+  }
 
   const ArenaScope scope(*ctx.scratch);
   const Chunked s = allocate_chunked(ctx, B, T, dtype);
   halo_.forward(ctx, rows,
                 {.x = xbc_of(zxbcdt), .passed = passed, .carried = io.carried, .meanwhile = [&] {
-                   project(dt_proj_, dt_of(zxbcdt));
                    chunk_decays(ctx, rows, zxbcdt, s);
                  }});
   convolve(ctx, rows, zxbcdt, passed.halo, s);
   const auto find_state = [&](const StateFold& fold) -> ConstTensorView {
     recurrence_.forward(ctx, rows,
                         {.passed = passed, .carried = io.carried, .fold = fold, .meanwhile = [&] {
-                           project(z_proj_, z_of(zxbcdt));
+                           if (in_parts) z_proj_.forward(ctx, io.x, z_of(zxbcdt));
                          }});
     return passed.state;
   };
@@ -228,8 +227,8 @@ void Mamba2::backward(const Context& ctx, const Rows& rows, const LayerBackward&
     gated_norm(ctx, saved.y, saved.zxbcdt, normed);
     out_proj_.backward_weight(ctx, normed, io.dy);
   });
-  const Linear rest = in_parts ? in_proj_.outputs(E_, C_ + H_) : in_proj_;
-  rest.backward_weight(ctx, saved.x, in_parts ? dzxbcdt.columns(E_, {C_ + H_}) : dzxbcdt);
+  const Linear& rest = in_parts ? xbcdt_proj_ : in_proj_;
+  rest.backward_weight(ctx, saved.x, in_parts ? xbcdt_of(dzxbcdt) : dzxbcdt);
   in_proj_.backward_data(ctx, dzxbcdt, io.dx);
 }
 

@@ -88,6 +88,7 @@ class Mamba2 final : public Layer {
   struct Chunked;
   // Column slices of the projection, or of its gradient.
   TensorView z_of(const TensorView& zxbcdt) const { return zxbcdt.columns(0, {E_}); }
+  TensorView xbcdt_of(const TensorView& zxbcdt) const { return zxbcdt.columns(E_, {C_ + H_}); }
   TensorView xbc_of(const TensorView& zxbcdt) const { return zxbcdt.columns(E_, {C_}); }
   TensorView dt_of(const TensorView& zxbcdt) const { return zxbcdt.columns(E_ + C_, {H_}); }
   TensorView x_of(const TensorView& xbc) const { return xbc.columns(0, {H_, P_}); }
@@ -109,7 +110,7 @@ class Mamba2 final : public Layer {
   double norm_eps_;
   int64_t D_, E_, H_, P_, N_, G_, K_, C_;  // C = E + 2 G N channels of the convolution
   Linear in_proj_, out_proj_;
-  Linear z_proj_, xbc_proj_, dt_proj_;  // the parts of in_proj
+  Linear z_proj_, xbcdt_proj_;  // the parts of in_proj
   ParameterId conv_weight_, conv_bias_, dt_bias_, A_log_, D_skip_, norm_;
   ConvolutionHalo halo_;
   LinearRecurrence recurrence_;
