@@ -139,7 +139,7 @@ void run_whole_backward(Side& side, const SsdShape& shape, int64_t padding, Ends
 // One by one, the operators hold two sets of states in scratch.
 GpuBounds bounds_of(const SsdShape& s) {
   const int64_t states = s.B * num_chunks(s.T, s.Q) * s.H * s.P * s.N;
-  return {.arena_bytes = (size_t{16} << 20) + 12 * size_t(states)};
+  return {.arena_bytes = align_up((size_t{16} << 20) + 12 * size_t(states))};
 }
 
 class SsdBackwardGpu : public testing::TestWithParam<SsdShape> {
