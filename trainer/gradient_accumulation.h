@@ -2,12 +2,10 @@
 // over their global index (parallel/halving_tree.h). Inside a rank the sum is a stack of buffers;
 // across ranks it is the reducers', bucket by bucket while a backward runs.
 //
-// zero 0, 1: a rank adds up its micro-batches, and reduces them in the last one's backward. It
-// takes
-//   neighbouring ones, so its sum is a subtree if the number of dp ranks is a power of two.
-// zero 2: every micro-batch is reduced in its own backward, and a rank adds up its shards. The
-// ranks
-//   take micro-batches in turn, so what is reduced together is a subtree if the number of
+// - zero 0, 1: a rank adds up its micro-batches, and reduces them in the last one's backward. They
+//   are neighbours, so its sum is a subtree if the number of dp ranks is a power of two.
+// - zero 2: every micro-batch is reduced in its own backward, and a rank adds up its shards. The
+//   ranks take micro-batches in turn, so what is reduced together is a subtree if the number of
 //   micro-batches of a rank is a power of two.
 // Then the sum has the bits of one rank's.
 //

@@ -179,8 +179,8 @@ __device__ void store_swiglu_gradient(const float (&d)[kSums], const SwigluOpera
 }
 
 // C = sums + beta C in f32, beta 0 or 1. Nobody else adds to these elements: the order is that of
-// the launches. The addition happens in the L2 cache, and nothing waits for the old value: it is 7
-// % faster than overwriting, which spares zeroing C before.
+// the launches. The addition happens in the L2 cache, and nothing waits for the old value.
+// Overwriting takes a little longer (0.69 ms for 0.65), but C need not be zeroed before.
 template <int kSums>
 __device__ void store_sums_f32(const float (&d)[kSums], const GroupedProduct& p, int64_t first,
                                const GroupedTile& tile) {
