@@ -1,7 +1,7 @@
 // How large messages go between processes of one host. Open MPI's shared memory transport copies
 // them once, straight out of the sender's memory (process_vm_readv), or twice, in pieces through a
 // shared queue, which only moves while both sides poll. Once is so much better that two ranks of a
-// 130M model lose 3 % to each other instead of 15 %. But some containers forbid that system call,
+// 130M model lose 5 % to each other instead of 15 %. But some containers forbid that system call,
 // and Open MPI 4 finds out in the middle of a message, too late.
 #pragma once
 
