@@ -171,13 +171,13 @@ struct Walker {
     if (args.initial.data != nullptr) state.load(args.initial.row(state_row), kN);
     store_state();
     Bf16* y = args.y.row(task.b * in.tokens) + int64_t(head) * kP;
-    Place place;
+    RingCursor<kStages> cursor;
 #pragma unroll 1
     for (int64_t begin = 0; begin < in.tokens; begin += kTile) {
-      room.filled[place.stage].wait(place.parity);
-      pass(place.stage, int(min(int64_t(kTile), in.tokens - begin)), y, args.y.stride);
+      room.filled[cursor.stage].wait(cursor.parity);
+      pass(cursor.stage, int(min(int64_t(kTile), in.tokens - begin)), y, args.y.stride);
       y += kTile * args.y.stride;
-      place.advance();
+      cursor.advance();
     }
     if (args.final_state.data != nullptr) state.store(args.final_state.row(state_row), int64_t(kN));
   }

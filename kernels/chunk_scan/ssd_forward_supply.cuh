@@ -7,6 +7,7 @@
 #include "kernels/device/copy_engine.cuh"
 #include "kernels/device/panel_tile.cuh"
 #include "kernels/device/reduce.cuh"
+#include "kernels/device/warp_roles.cuh"
 
 namespace sluice::cuda {
 namespace ssd_walk {
@@ -63,18 +64,6 @@ struct Task {
     const int first = index.take((of_group + kHeads - 1) / kHeads) * kHeads;
     const int group = index.take(in.groups);
     return {index.rest, group, group * of_group + first, min(kHeads, of_group - first)};
-  }
-};
-
-// A place among the stages, and the parity of how often they have been filled.
-struct Place {
-  int stage = 0;
-  uint32_t parity = 0;
-
-  __device__ void advance() {
-    if (++stage < kStages) return;
-    stage = 0;
-    parity ^= 1;
   }
 };
 
@@ -146,32 +135,32 @@ struct Supplier {
     if (warp == kWarps - 1) give_tiles();
   }
   __device__ void give_weights(int h) const {
-    Place place;
+    RingCursor<kStages> cursor;
     int64_t chunk = 0;  // where the next one begins
 #pragma unroll 1
     for (int64_t begin = 0; begin < args.in.tokens; begin += kTile) {
       const TokenPair tokens(args.in, task.b, task.head + h, begin, begin == chunk);
       if (begin == chunk) chunk += args.in.chunk;
-      room.emptied[place.stage].wait(place.parity ^ 1);
-      tokens.store(room.weights[h][place.stage]);
-      arrive(room.filled[place.stage]);
-      place.advance();
+      room.emptied[cursor.stage].wait(cursor.parity ^ 1);
+      tokens.store(room.weights[h][cursor.stage]);
+      arrive(room.filled[cursor.stage]);
+      cursor.advance();
     }
   }
   __device__ void give_tiles() const {
     const int lane = threadIdx.x % kWarp;
-    Place place;
+    RingCursor<kStages> cursor;
 #pragma unroll 1
     for (int64_t begin = 0; begin < args.in.tokens; begin += kTile) {
       int first[2];
 #pragma unroll
       for (int i = 0; i < 2; ++i)
         first[i] = first_seen(args.in, task.b, lane_token(args.in, begin, i), begin);
-      room.emptied[place.stage].wait(place.parity ^ 1);
-      reinterpret_cast<int2*>(room.first[place.stage])[lane] = make_int2(first[0], first[1]);
+      room.emptied[cursor.stage].wait(cursor.parity ^ 1);
+      reinterpret_cast<int2*>(room.first[cursor.stage])[lane] = make_int2(first[0], first[1]);
       __syncwarp();
-      if (lane == 0) copy(room.stages[place.stage], room.filled[place.stage], int(begin));
-      place.advance();
+      if (lane == 0) copy(room.stages[cursor.stage], room.filled[cursor.stage], int(begin));
+      cursor.advance();
     }
   }
   // Zeros beyond the row's end.

@@ -1,5 +1,6 @@
 // What blocks need whose warps have different tasks: barriers in shared memory that count threads
-// and bytes, and registers that pass from one warpgroup to the others.
+// and bytes, a cursor for stages that are filled in a ring, and registers that pass from one
+// warpgroup to the others.
 #pragma once
 
 #include <cstdint>
@@ -66,6 +67,20 @@ class SharedBarrier {
         : "r"(shared_address(&word)), "r"(parity)
         : "memory");
     return done != 0;
+  }
+};
+
+// Which of kStages stages is next, and the parity of how often all of them have been passed: of the
+// phase that one who reads waits for. One who fills waits for the other parity.
+template <int kStages>
+struct RingCursor {
+  int stage = 0;
+  uint32_t parity = 0;
+
+  __device__ void advance() {
+    if (++stage < kStages) return;
+    stage = 0;
+    parity ^= 1;
   }
 };
 

@@ -18,6 +18,7 @@
 
 #include "kernels/device/hopper.cuh"
 #include "kernels/device/launch.cuh"
+#include "kernels/device/warp_roles.cuh"
 #include "kernels/gemm/grouped_product.cuh"
 #include "kernels/gemm/grouped_results.cuh"
 
@@ -69,17 +70,6 @@ __device__ GroupedTile own_part(GroupedTile tile) {
   return tile;
 }
 
-// Which of the stages is next, and how often all have been used.
-struct Turn {
-  int stage = 0;
-  uint32_t parity = 0;
-  __device__ void advance() {
-    if (++stage < kStages) return;
-    stage = 0;
-    parity ^= 1;
-  }
-};
-
 // This block's part of one slice, asked for by one thread: what it has alone, and its share, for
 // all, of what the cluster has in common.
 template <class K>
@@ -129,13 +119,13 @@ __device__ int64_t tile_step() {
 template <class K>
 __device__ void produce(uint8_t* stages, Barriers& barriers, const CUtensorMap& a,
                         const CUtensorMap& b, const typename K::Tiles& tiles) {
-  Turn turn;
+  RingCursor<kStages> cursor;
   for (int64_t index = first_tile<K>(); index < tiles.count(); index += tile_step<K>()) {
     const GroupedTile tile = own_part<K>(tiles[index]);
     if (tile.group < 0 || threadIdx.x % kWarp != 0) continue;
-    for (int slice = 0; slice < slices_of(tile); ++slice, turn.advance()) {
-      barriers.empty[turn.stage].wait(turn.parity ^ 1);
-      request<K>(stages + turn.stage * kStageBytes, barriers.full[turn.stage], a, b, tile,
+    for (int slice = 0; slice < slices_of(tile); ++slice, cursor.advance()) {
+      barriers.empty[cursor.stage].wait(cursor.parity ^ 1);
+      request<K>(stages + cursor.stage * kStageBytes, barriers.full[cursor.stage], a, b, tile,
                  int64_t(slice) * kDepth, tiles.p.N);
     }
   }
@@ -195,7 +185,7 @@ __device__ void consume(uint8_t* stages, Barriers& barriers, const typename K::T
     }
   };
   float d[kSums];
-  Turn turn;
+  RingCursor<kStages> cursor;
   for (int64_t index = first_tile<K>(); index < tiles.count(); index += tile_step<K>()) {
     const GroupedTile tile = own_part<K>(tiles[index]);
     if (tile.group < 0) continue;
@@ -209,9 +199,9 @@ __device__ void consume(uint8_t* stages, Barriers& barriers, const typename K::T
       }
     }
     int last = 0;
-    for (int slice = 0; slice < slices; ++slice, turn.advance()) {
-      uint8_t* const stage = stages + turn.stage * kStageBytes;
-      barriers.full[turn.stage].wait(turn.parity);
+    for (int slice = 0; slice < slices; ++slice, cursor.advance()) {
+      uint8_t* const stage = stages + cursor.stage * kStageBytes;
+      barriers.full[cursor.stage].wait(cursor.parity);
       if constexpr (K::kInner) {
         const int64_t left = tile.k_end - tile.k - int64_t(slice) * kDepth;
         if (left < kDepth) zero_rows(stage, left);
@@ -223,7 +213,7 @@ __device__ void consume(uint8_t* stages, Barriers& barriers, const typename K::T
         wgmma_wait<1>();
       }
       if (slice > 0) release(last);  // the slice before this one has been read
-      last = turn.stage;
+      last = cursor.stage;
     }
     wgmma_wait<0>();
     release(last);
