@@ -1,8 +1,8 @@
 // How large messages go between processes of one host. Open MPI's shared memory transport copies
 // them once, straight out of the sender's memory (process_vm_readv), or twice, in pieces through a
-// shared queue, which only moves while both sides poll. Once is so much better that two ranks of a
-// 130M model lose 5 % to each other instead of 15 %. But some containers forbid that system call,
-// and Open MPI 4 finds out in the middle of a message, too late.
+// shared queue, which only moves while both sides poll: a step of a 130M model over two ranks took
+// 13.2 s so, and 11.6 s with one copy. But some containers forbid that system call, and Open MPI 4
+// finds out in the middle of a message, too late.
 #pragma once
 
 namespace sluice {
