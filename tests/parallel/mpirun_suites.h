@@ -10,13 +10,19 @@
 
 namespace sluice::test {
 
-// Runs `body`. A rank that fails alone would leave the others waiting: it ends the job.
+// Runs `body`. A rank that fails alone would leave the others waiting: it ends the job, as the
+// program does, with the error's code.
 inline void run_or_abort(const World& world, const std::function<void()>& body) {
+  const auto end = [&](const std::exception& error, ExitCode code) {
+    std::fprintf(stderr, "[rank %d] %s\n", world.comm->rank(), error.what());
+    world.comm->abort(code);
+  };
   try {
     body();
+  } catch (const Error& error) {
+    end(error, error.code());
   } catch (const std::exception& error) {
-    std::fprintf(stderr, "[rank %d] %s\n", world.comm->rank(), error.what());
-    world.comm->abort(ExitCode::bug);
+    end(error, ExitCode::bug);
   }
 }
 
