@@ -1,7 +1,11 @@
 // The suites of this folder on NCCL, a rank a GPU, as mpirun started them; and on a rank alone.
-// Where the host has too few GPUs they are skipped (exit code 77). With the argument `rates` it
-// prints what the verbs take instead, one JSON object a line.
+// Where the host has too few GPUs they are skipped (exit code 77). An argument asks for something
+// else instead:
+//   rates         prints what the verbs take, one JSON object a line
+//   cannot-start  rank 1 fails to start NCCL
+//   lost-peer     rank 1 dies between two verbs, and the others wait for it in the second
 #include <chrono>
+#include <csignal>
 #include <cstdio>
 #include <cstring>
 
@@ -89,6 +93,13 @@ void print_rates() {
   }
 }
 
+void lose_peer() {
+  Communicator& comm = *device_world;
+  comm.barrier().wait();
+  if (comm.rank() == 1) raise(SIGKILL);
+  comm.barrier().wait();
+}
+
 int run(int argc, char** argv) {
   world = make_world();
   int code = kSkipped;
@@ -111,6 +122,9 @@ int run(int argc, char** argv) {
         code = 0;
       } else if (asked_for("cannot-start")) {
         if (device_world) device_world->barrier().wait();
+        code = 0;
+      } else if (asked_for("lost-peer")) {
+        if (device_world) lose_peer();
         code = 0;
       } else {
         code = run_suites(argc, argv, world);
