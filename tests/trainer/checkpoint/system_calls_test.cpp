@@ -25,9 +25,11 @@ TEST(SystemCallsChild, DISABLED_SaveStep20) {
 }
 
 // Runs the child under strace with these options; returns its exit code, 128 + n for signal n.
+// Where these tests run in parts (GTEST_TOTAL_SHARDS) the child is whole in each.
 int trace(const std::string& folder, const std::string& options, const std::string& log) {
   const std::string self = fs::read_symlink("/proc/self/exe").string();
-  const std::string command = std::string(kFolderVariable) + "='" + folder + "' strace -f " +
+  const std::string command = "env -u GTEST_TOTAL_SHARDS -u GTEST_SHARD_INDEX " +
+                              std::string(kFolderVariable) + "='" + folder + "' strace -f " +
                               options + " -o '" + log + "' '" + self +
                               "' --gtest_also_run_disabled_tests "
                               "--gtest_filter=SystemCallsChild.* >/dev/null 2>&1";
@@ -163,6 +165,9 @@ TEST_P(InjectedFaults, AtEveryCall) {
   const std::string call = GetParam().first;
   const std::string fault = GetParam().second;
   const bool killed = contains(fault, "SIGKILL");
+#ifdef __SANITIZE_ADDRESS__
+  if (call == "write" && !killed) GTEST_SKIP() << "the sanitizer itself writes, and may not fail";
+#endif
   ASSERT_EQ(trace(folder_, "-e trace=" + call, log()), 0);
   const int count = count_calls(log(), call);
   ASSERT_GT(count, 0);
