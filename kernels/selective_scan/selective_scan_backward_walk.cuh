@@ -123,30 +123,9 @@ struct BackwardWalk {
   __device__ void run_forwards(float (&h)[kPair][kOwn]) const {
 #pragma unroll
     for (int c = 0; c < kPair; ++c) history.store(0, c, h[c]);
-    WalkToken next;
-    next.load(steps, bc, 0, me.lane);
-#pragma unroll 2
-    for (int first = 0; first < kSpan; first += kLanes) {
-      float products[kPair][kLanes];
-#pragma unroll
-      for (int i = 0; i < kLanes; ++i) {
-        const WalkToken now = next;
-        next.load(steps, bc, (first + i + 1) % kSpan, me.lane);
-#pragma unroll
-        for (int c = 0; c < kPair; ++c) {
-          float sum = 0;
-#pragma unroll
-          for (int n = 0; n < kOwn; ++n) {
-            h[c][n] = fmaf(exp2_approx(now.dt[c] * me.A[c][n]), h[c][n], now.dt_u[c] * now.B[n]);
-            sum = fmaf(now.C[n], h[c][n], sum);
-          }
-          products[c][i] = sum;
-          history.store(first + i + 1, c, h[c]);
-        }
-      }
-      const float left = sum_of_lanes(products[0], me.lane);
-      sums[first + me.lane] = {left, sum_of_lanes(products[1], me.lane)};
-    }
+    const auto keep = [&](int token, int c) { history.store(token + 1, c, h[c]); };
+    const auto leave = [&](int token, float2 both) { sums[token] = both; };
+    walk_span(me, steps, bc, h, keep, leave);
   }
 
   __device__ BackwardToken<T> token(int token) const {

@@ -42,30 +42,12 @@ template <class T>
 __device__ void walk_forward(const ScanWalker& me, const SpanBC<T>& bc, SpanPairs& pairs,
                              float (&h)[kPair][kOwn]) {
   const SpanPairs::Column steps = pairs.column(me.column);
-  WalkToken next;
-  next.load(steps, bc, 0, me.lane);
-#pragma unroll 2
-  for (int first = 0; first < kSpan; first += kLanes) {
-    float sums[kPair][kLanes];
-#pragma unroll
-    for (int i = 0; i < kLanes; ++i) {
-      const WalkToken now = next;
-      next.load(steps, bc, (first + i + 1) % kSpan, me.lane);
-#pragma unroll
-      for (int c = 0; c < kPair; ++c) {
-        float sum = 0;
-#pragma unroll
-        for (int n = 0; n < kOwn; ++n) {
-          h[c][n] = fmaf(exp2_approx(now.dt[c] * me.A[c][n]), h[c][n], now.dt_u[c] * now.B[n]);
-          sum = fmaf(now.C[n], h[c][n], sum);
-        }
-        sums[c][i] = sum;
-      }
-    }
-    const float left = sum_of_lanes(sums[0], me.lane), right = sum_of_lanes(sums[1], me.lane);
+  const auto leave = [&](int token, float2 sums) {
     __syncwarp();  // all four have read the steps
-    reinterpret_cast<float2&>(steps[first + me.lane]) = {left, right};
-  }
+    reinterpret_cast<float2&>(steps[token]) = sums;
+  };
+  walk_span(
+      me, steps, bc, h, [](int, int) {}, leave);
 }
 
 // What the walk needs of a cell.

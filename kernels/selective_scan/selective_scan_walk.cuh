@@ -359,6 +359,38 @@ struct WalkToken {
   }
 };
 
+// The recurrence over a span, from h before it to h behind it. after(token, c) follows every step
+// of channel c, and leave(token, {left, right}) comes once a token from one of the pair's lanes,
+// with the sums over n of C h of both channels.
+template <class T, class After, class Leave>
+__device__ void walk_span(const ScanWalker& me, const SpanPairs::Column& steps, const SpanBC<T>& bc,
+                          float (&h)[kPair][kOwn], const After& after, const Leave& leave) {
+  WalkToken next;
+  next.load(steps, bc, 0, me.lane);
+#pragma unroll 2
+  for (int first = 0; first < kSpan; first += kLanes) {
+    float sums[kPair][kLanes];
+#pragma unroll
+    for (int i = 0; i < kLanes; ++i) {
+      const WalkToken now = next;
+      next.load(steps, bc, (first + i + 1) % kSpan, me.lane);
+#pragma unroll
+      for (int c = 0; c < kPair; ++c) {
+        float sum = 0;
+#pragma unroll
+        for (int n = 0; n < kOwn; ++n) {
+          h[c][n] = fmaf(exp2_approx(now.dt[c] * me.A[c][n]), h[c][n], now.dt_u[c] * now.B[n]);
+          sum = fmaf(now.C[n], h[c][n], sum);
+        }
+        sums[c][i] = sum;
+        after(first + i, c);
+      }
+    }
+    const float left = sum_of_lanes(sums[0], me.lane), right = sum_of_lanes(sums[1], me.lane);
+    leave(first + me.lane, make_float2(left, right));
+  }
+}
+
 __device__ inline void prefetch_to_l2(const void* address) {
   asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
 }
