@@ -64,8 +64,7 @@ Handle make_handle(const Library& library) {
   return Handle(handle, DestroyHandle{&library});
 }
 
-// --- Descriptors
-// ----------------------------------------------------------------------------------
+// --- Descriptors ---------------------------------------------------------------------------------
 
 Descriptor::Descriptor(const Library& library, cudnnBackendDescriptorType_t type)
     : library_(&library) {
@@ -101,8 +100,7 @@ void Descriptor::finalize() {
 
 bool Descriptor::try_finalize() { return library_->finalize(descriptor_) == CUDNN_STATUS_SUCCESS; }
 
-// --- Graphs
-// ---------------------------------------------------------------------------------------
+// --- Graphs --------------------------------------------------------------------------------------
 
 const Descriptor& Graph::keep(Descriptor descriptor) {
   kept_.push_back(std::make_unique<Descriptor>(std::move(descriptor)));
@@ -192,8 +190,7 @@ void Graph::reshape(const Node& x, const Node& y) {
   operations_.push_back(keep(std::move(operation)).get());
 }
 
-// --- Plans
-// ----------------------------------------------------------------------------------------
+// --- Plans ---------------------------------------------------------------------------------------
 
 namespace {
 

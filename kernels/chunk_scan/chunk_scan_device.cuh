@@ -91,8 +91,7 @@ struct BlockIndex {
   }
 };
 
-// --- The plain path (any shape, f32 and bf16) and the tensor cores'
-// -------------------------------
+// --- The plain path (any shape, f32 and bf16) and the tensor cores' ------------------------------
 
 template <class T>
 void plain_scan_forward(const Context& ctx, const ChunkScanForward& args);

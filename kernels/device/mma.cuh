@@ -22,8 +22,7 @@
 
 namespace sluice::cuda {
 
-// --- Tiles in registers
-// ---------------------------------------------------------------------------
+// --- Tiles in registers --------------------------------------------------------------------------
 
 constexpr int kMmaM = 16, kMmaN = 8, kMmaK = 16;
 
@@ -86,8 +85,7 @@ __device__ inline void mma(Accumulator& d, const FragmentA& a, const FragmentB& 
         "r"(b.words[1]));
 }
 
-// --- Tiles in shared memory
-// -----------------------------------------------------------------------
+// --- Tiles in shared memory ----------------------------------------------------------------------
 
 // Rows of kColumns bf16, without padding. Their 16-byte pieces are permuted so that the eight rows
 // of one column that ldmatrix reads, and the pieces of one row that cp.async writes, lie in
@@ -189,8 +187,7 @@ __device__ FragmentPairB load_b_transposed(const Tile& tile, int n, int k) {
   return {{{{words[0], words[1]}}, {{words[2], words[3]}}}};
 }
 
-// --- Copies from global to shared memory
-// ----------------------------------------------------------
+// --- Copies from global to shared memory ---------------------------------------------------------
 
 // 16 bytes, both sides aligned to 16; zeros if not `valid`, and then `global` is not read (it must
 // still be some address of device memory). Arrives by wait_copies.

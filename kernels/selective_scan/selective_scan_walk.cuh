@@ -33,8 +33,7 @@ static_assert(kOwn == 4 && kCells * kChannelThreads * kEight == kSpan,
 constexpr float kStartDt = FLT_MAX;
 constexpr float kLeastA = -1e-30f;
 
-// --- 8 neighbouring channels of a token
-// -----------------------------------------------------------
+// --- 8 neighbouring channels of a token ----------------------------------------------------------
 
 // `load` takes the first `present` from `from` on, and `none` for the others. Wide: all are there
 // or none, and they are aligned to 16 bytes.
@@ -125,8 +124,7 @@ bool scan_rows_wide(int64_t channels, const View&... view) {
   return channels % kEight == 0 && (one(view) && ...);
 }
 
-// --- A block's work, and a thread's
-// ---------------------------------------------------------------
+// --- A block's work, and a thread's --------------------------------------------------------------
 
 struct ScanBlock {
   int b, map;  // map: index of the piece among those of all rows
@@ -241,8 +239,7 @@ __device__ inline float sum_of_lanes(const float (&values)[kLanes], int lane) {
   return (odd ? second : first) + __shfl_xor_sync(kFullWarp, odd ? first : second, 1);
 }
 
-// --- A span in shared memory
-// ----------------------------------------------------------------------
+// --- A span in shared memory ---------------------------------------------------------------------
 
 // 8 channels of a table, which is aligned to 16 bytes.
 __device__ inline void load_eight(const float* table, float (&to)[kEight]) {
