@@ -111,19 +111,8 @@ __device__ void store_part(const Part& part, float scale, T* head, int64_t strid
 }
 
 // Over the threads that share a row.
-template <class Combine>
-__device__ float along_row(float value, Combine combine) {
-#pragma unroll
-  for (int offset = kLanes / 2; offset > 0; offset /= 2)
-    value = combine(value, __shfl_xor_sync(kFullWarp, value, offset));
-  return value;
-}
-__device__ inline float max_along_row(float value) {
-  return along_row(value, [](float a, float b) { return fmaxf(a, b); });
-}
-__device__ inline float sum_along_row(float value) {
-  return along_row(value, [](float a, float b) { return a + b; });
-}
+__device__ inline float max_along_row(float value) { return warp_max<kLanes>(value); }
+__device__ inline float sum_along_row(float value) { return warp_sum<kLanes>(value); }
 
 // The online softmax of a thread's four rows.
 struct Softmax {

@@ -11,8 +11,7 @@ __global__ void add_partial_dD_kernel(RowsOf<const float> partial, int64_t rows,
   const int head = blockIdx.x;
   double sum = 0;
   for (int64_t row = threadIdx.x; row < rows; row += kWarp) sum += partial.row(row)[head];
-  for (int offset = kWarp / 2; offset > 0; offset /= 2)
-    sum += __shfl_xor_sync(kFullWarp, sum, offset);
+  sum = warp_sum(sum);
   if (threadIdx.x == 0) dD[head] += float(sum);
 }
 

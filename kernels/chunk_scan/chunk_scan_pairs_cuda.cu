@@ -18,6 +18,7 @@
 // strip's last token; both are at most 1. A square has 16 exponentials, not 256; only at the
 // diagonal, and where a document ends in or after the strip, has it one for every pair.
 #include "kernels/chunk_scan/chunk_scan_pairs.cuh"
+#include "kernels/device/reduce.cuh"
 
 namespace sluice::cuda {
 
@@ -291,8 +292,7 @@ struct PairsBlock {
       }
       finish_strip(strip, buffer, shared.D[buffer], dx);
     }
-#pragma unroll
-    for (int offset = 16; offset > 0; offset /= 2) dD += __shfl_xor_sync(0xffffffffu, dD, offset);
+    dD = warp_sum(dD);
     if (threadIdx.x % 32 == 0) shared.dD[warp] = dD;
   }
 

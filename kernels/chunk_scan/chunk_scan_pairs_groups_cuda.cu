@@ -13,6 +13,7 @@
 // slow.)
 #include "kernels/chunk_scan/chunk_scan_pairs.cuh"
 #include "kernels/device/panel_tile.cuh"
+#include "kernels/device/reduce.cuh"
 
 namespace sluice::cuda {
 
@@ -241,8 +242,7 @@ struct PairsBlock {
       }
       finish_strip(strip, dy, steps.D, sum, dx);
     }
-#pragma unroll
-    for (int offset = 16; offset > 0; offset /= 2) dD += __shfl_xor_sync(0xffffffffu, dD, offset);
+    dD = warp_sum(dD);
     if (threadIdx.x % 32 == 0) room.dD[group][warp] = dD;
   }
 

@@ -5,6 +5,7 @@
 #pragma once
 
 #include "kernels/chunk_scan/chunk_scan_device.cuh"
+#include "kernels/device/reduce.cuh"
 
 namespace sluice::cuda {
 
@@ -96,12 +97,7 @@ struct ReadColumns {
 };
 
 // The sum of a row's values over its 16 threads, on each of them.
-__device__ inline float row_sum(float value) {
-#pragma unroll
-  for (int offset = kSide / 2; offset > 0; offset /= 2)
-    value += __shfl_xor_sync(0xffffffffu, value, offset);
-  return value;
-}
+__device__ inline float row_sum(float value) { return warp_sum<kSide>(value); }
 
 // One head of a chunk.
 template <class T>

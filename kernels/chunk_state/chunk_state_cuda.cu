@@ -122,9 +122,7 @@ __global__ void __launch_bounds__(kTileThreads)
     }
 #pragma unroll
     for (int i = 0; i < kTileSide; ++i) {
-#pragma unroll
-      for (int offset = 8; offset > 0; offset /= 2)  // over the 16 threads of a row
-        dot[i] += __shfl_xor_sync(kFullWarp, dot[i], offset);
+      dot[i] = warp_sum<16>(dot[i]);  // over the threads of a row
       const int64_t row = s0 + tile_row() + i;
       if (threadIdx.x % 16 == 0 && row < rows.end)
         share += add_row_gradients(in, out, row, last, h, dot[i]);

@@ -1,4 +1,5 @@
-// Sums over the threads of a warp or block, in an order that depends on nothing but their number.
+// Sums over the threads of a warp, of a part of it or of a block, in an order that depends on
+// nothing but their number.
 #pragma once
 
 #include <cstdint>
@@ -8,18 +9,19 @@ namespace sluice::cuda {
 constexpr unsigned kFullWarp = 0xffffffffu;
 constexpr int kWarp = 32;
 
-// On every lane. T: float or double.
-template <class T>
+// On every lane, over the kLanes neighbours that it is one of: a power of two. T: float or double.
+template <int kLanes = kWarp, class T>
 __device__ T warp_sum(T value) {
 #pragma unroll
-  for (int offset = kWarp / 2; offset > 0; offset /= 2)
+  for (int offset = kLanes / 2; offset > 0; offset /= 2)
     value += __shfl_xor_sync(kFullWarp, value, offset);
   return value;
 }
 
-__device__ inline float warp_max(float value) {
+template <int kLanes = kWarp>
+__device__ float warp_max(float value) {
 #pragma unroll
-  for (int offset = kWarp / 2; offset > 0; offset /= 2)
+  for (int offset = kLanes / 2; offset > 0; offset /= 2)
     value = fmaxf(value, __shfl_xor_sync(kFullWarp, value, offset));
   return value;
 }

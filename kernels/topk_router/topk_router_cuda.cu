@@ -63,18 +63,8 @@ struct Team {
     return reinterpret_cast<float*>(shared) + threadIdx.x / kLanes * stride(words);
   }
   // On every lane.
-  __device__ static float sum(float value) {
-#pragma unroll
-    for (int offset = kLanes / 2; offset > 0; offset /= 2)
-      value += __shfl_xor_sync(kFullWarp, value, offset);
-    return value;
-  }
-  __device__ static float max(float value) {
-#pragma unroll
-    for (int offset = kLanes / 2; offset > 0; offset /= 2)
-      value = fmaxf(value, __shfl_xor_sync(kFullWarp, value, offset));
-    return value;
-  }
+  __device__ static float sum(float value) { return warp_sum<kLanes>(value); }
+  __device__ static float max(float value) { return warp_max<kLanes>(value); }
 };
 
 // p = softmax(logits); returns their logsumexp.
