@@ -169,36 +169,43 @@ TEST(GroupedGemm, AgreesWithOneGemmPerGroup) {
   }
 }
 
-TEST(GroupedGemm, WeightGradientOverwritesEveryGroup) {
-  const int64_t X = 3, rows = 21, M = 7, N = 9;
+// Rows of a weight gradient: groups of 13, 0 and 7 rows of 21.
+struct GroupedRows {
+  static constexpr int64_t X = 3, rows = 21, M = 7, N = 9;
   TestContext ctx;
-  Tensor offsets({X + 1}, DType::i64);
-  offsets.fill({0, 13, 13, 20});
   Tensor a = normal({rows, M}, DType::f64, 1), b = normal({rows, N}, DType::f64, 2);
-  Tensor weights({X, M, N}, DType::f64), expected({X, M, N}, DType::f64);  // weights: NaN
+  Tensor offsets{{X + 1}, DType::i64};
+
+  GroupedRows() { offsets.fill({0, 13, 13, 20}); }
+  void gradient(Tensor& weights, double beta) {
+    grouped_gemm_weight(ctx,
+                        {.a = a, .b = b, .weights = weights, .offsets = offsets, .beta = beta});
+  }
+};
+
+TEST(GroupedGemm, WeightGradientOverwritesEveryGroup) {
+  GroupedRows in;
+  const Dims dims{in.X, in.M, in.N};
+  Tensor weights(dims, DType::f64), expected(dims, DType::f64);  // weights: NaN
   expected.fill(0);
-  grouped_gemm_weight(ctx, {.a = a, .b = b, .weights = weights, .offsets = offsets, .beta = 0});
-  grouped_gemm_weight(ctx, {.a = a, .b = b, .weights = expected, .offsets = offsets});
-  for (int64_t i = 0; i < X * M * N; ++i) EXPECT_EQ(weights.get(i), expected.get(i));
+  in.gradient(weights, 0), in.gradient(expected, 1);
+  EXPECT_EQ(weights.values(), expected.values());
 }
 
 TEST(GroupedGemm, WeightGradientAccumulatesPerGroup) {
-  const int64_t X = 3, rows = 21, M = 7, N = 9;
-  TestContext ctx;
-  Tensor offsets({X + 1}, DType::i64);
-  offsets.fill({0, 13, 13, 20});
-  Tensor a = normal({rows, M}, DType::f64, 1), b = normal({rows, N}, DType::f64, 2);
-  Tensor weights = normal({X, M, N}, DType::f64, 3), expected = weights.clone();
-  grouped_gemm_weight(ctx, {.a = a, .b = b, .weights = weights, .offsets = offsets});
-  for (int64_t e = 0; e < X; ++e) {
-    for (int64_t row = int64_t(offsets.get(e)); row < int64_t(offsets.get(e + 1)); ++row) {
+  GroupedRows in;
+  const int64_t M = in.M, N = in.N;
+  Tensor weights = normal({in.X, M, N}, DType::f64, 3), expected = weights.clone();
+  in.gradient(weights, 1);
+  for (int64_t e = 0; e < in.X; ++e) {
+    for (int64_t row = int64_t(in.offsets.get(e)); row < int64_t(in.offsets.get(e + 1)); ++row) {
       for (int64_t i = 0; i < M * N; ++i) {
-        const double product = a.get(row * M + i / N) * b.get(row * N + i % N);
+        const double product = in.a.get(row * M + i / N) * in.b.get(row * N + i % N);
         expected.set(e * M * N + i, expected.get(e * M * N + i) + product);
       }
     }
   }
-  EXPECT_LE(relative_error(weights, expected), tolerance(DType::f64, rows));
+  EXPECT_LE(relative_error(weights, expected), tolerance(DType::f64, in.rows));
   for (int64_t i = M * N; i < 2 * M * N; ++i) EXPECT_EQ(weights.get(i), expected.get(i));
 }
 
