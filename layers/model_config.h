@@ -47,8 +47,8 @@ struct MoePlacement {
 // Four notations of which exactly one is used:
 //   pattern                                letters: M mamba2, S mamba, * attention, - mlp, E moe
 //   layers, mixer, attention, ffn, moe     attention by {period, offset} or by {ratio, placement}
-//   branches                               an explicit list, each with overrides of its kind's
-//   section
+//   branches                               an explicit list, each with overrides
+//                                          of its kind's section
 struct StackConfig {
   std::string pattern;
   int64_t layers = 0;

@@ -1,8 +1,8 @@
 // Mamba, "S6" (Gu and Dao, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces",
 // 2023, section 3.4), with the inner norms of Jamba and Falcon-Mamba as options.
 //
-//   [x, z] = in_proj(u);  x = silu(conv1d(x));  [dt, B, C] = x_proj(x), each normalised if asked
-//   for out = out_proj(selective_scan(x, dt_proj(dt), A, B, C, D, z))
+//   [x, z] = in_proj(u);  x = silu(conv1d(x));  [dt, B, C] = x_proj(x), normalised if asked for
+//   out = out_proj(selective_scan(x, dt_proj(dt), A, B, C, D, z))
 // E inner width, N state dim, K conv width, R rank of the step.
 #pragma once
 

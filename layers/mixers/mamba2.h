@@ -1,7 +1,7 @@
 // Mamba-2 (Dao and Gu, "Transformers are SSMs", 2024, section 7.1).
 //
-//   [z, x, B, C, dt] = in_proj(u);  [x, B, C] = silu(conv1d([x, B, C]));  y = SSD(x, dt, A, B, C,
-//   D) out = out_proj(gated_rms_norm(y, z))
+//   [z, x, B, C, dt] = in_proj(u);  [x, B, C] = silu(conv1d([x, B, C]))
+//   y = SSD(x, dt, A, B, C, D);  out = out_proj(gated_rms_norm(y, z))
 // E = heads * head_dim inner width, H heads, P head dim, N state dim, G groups, K conv width.
 #pragma once
 

@@ -6,8 +6,8 @@
 // step moves the same bytes and planning is exact. Of rank j's keys [cuts[j], cuts[j+1]) only those
 // travel that the first query to the right of them sees:
 //   n_j = cuts[j+1] - max(cuts[j], cuts[j+1] - window + 1),  the whole shard if window = 0
-// and they travel to every rank r > j that sees one:  window = 0 or cuts[r] - window + 1 <
-// cuts[j+1]
+// and they travel to every rank r > j that sees one:
+//   window = 0 or cuts[r] - window + 1 < cuts[j+1]
 //
 // With R_j the number of these ranks, rows of C elements of e bytes (C = 2 Hkv hd), B rows:
 //   forward   rank r sends  B C e times the sum of n_j over the j <= r that rank r + 1 sees
