@@ -43,10 +43,10 @@ struct Moe::FromRanks {
   bool filled = false;
 };
 
-// Choices of the tokens here, in scratch, while those of the row's other tokens are on their way.
+// Choices of the tokens here, while those of the row's other tokens are on their way.
 struct Moe::Counting {
   TensorView gathered;  // (ranks, B, X), if they travel
-  TensorView here;      // (B, X); absent in a replay, which has received the counts
+  TensorView here;      // (B, X); absent in a replay that has received the counts
   TensorView mass;      // (B, X): sums of the scores
   TensorView z;         // (B)
   Event event;
@@ -169,7 +169,8 @@ std::unique_ptr<Moe::SavedTensors> Moe::route(const Context& ctx, const ConstTen
   return saved;
 }
 
-// Choices of whole rows are wanted for the balance loss and the capacity.
+// Counts the choices here, and asks for those of whole rows, which the balance loss and the
+// capacity go by.
 Moe::Counting Moe::begin_counting(const Context& ctx, const FromRanks& from_ranks,
                                   SavedTensors& saved) const {
   const int64_t B = saved.logits.dim(0);
@@ -193,7 +194,7 @@ Moe::Counting Moe::begin_counting(const Context& ctx, const FromRanks& from_rank
   return counting;
 }
 
-// What is received, and the step's statistics.
+// Sums what has come, and adds to the step's statistics.
 void Moe::finish_counting(const Context& ctx, const Rows& rows, const FromRanks& from_ranks,
                           const StatisticsSink* statistics, const Counting& counting,
                           const SavedTensors& saved) const {
