@@ -159,8 +159,16 @@ TEST(Verification, IsShownWithWhatDiffersMostAndWhatFails) {
             "    FAILED: gradients 0.0003 (at most 1e-10) branches.1.mlp.up.weight\n"
             "    FAILED: replicas 1 (at most 0e+00) \n");
   const Verification verification{
-      .stack = "E-", .gradient_tolerance = 1e-6, .kinds = {}, .layouts = {check}};
+      .stack = "E-",
+      .gradient_tolerance = 1e-6,
+      .kinds = {{"moe", "branches.0.router.weight", -nan, 7}, {"mlp", "up.weight", 2e-9, 3}},
+      .layouts = {check}};
   EXPECT_FALSE(verification.holds());
+  EXPECT_EQ(describe_kinds(verification),
+            "reduced model E-: gradients against finite differences, f64\n"
+            "kind           parameters  error    largest in\n"
+            "moe                     7  nan      branches.0.router.weight  FAILED\n"
+            "mlp                     3  2.0e-09  up.weight\n");
   const nlohmann::json json = to_json(verification);
   EXPECT_EQ(json["holds"], false);
   const nlohmann::json& layout = json["layouts"][0];

@@ -85,8 +85,8 @@ std::string describe_kinds(const Verification& verification) {
                                  verification.stack);
   text += fmt::format("{:<14}{:>11}  {:<9}{}\n", "kind", "parameters", "error", "largest in");
   for (const KindCheck& kind : verification.kinds) {
-    text += fmt::format("{:<14}{:>11}  {:<9.1e}{}{}\n", kind.kind, kind.parameters, kind.error,
-                        kind.parameter,
+    text += fmt::format("{:<14}{:>11}  {:<9}{}{}\n", kind.kind, kind.parameters,
+                        text_of("{:.1e}", kind.error), kind.parameter,
                         kind.error <= verification.gradient_tolerance ? "" : "  FAILED");
   }
   return text;
