@@ -1,5 +1,6 @@
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <limits>
 #include <set>
 
@@ -140,6 +141,18 @@ TEST(Verification, WhatIsNotANumberDoesNotHold) {
   const double nan = std::numeric_limits<double>::quiet_NaN();
   const auto differences = compare_traces(trace_with(nan, nan), trace_with(4, 2), 1e-10);
   for (size_t i = 0; i < 3; ++i) EXPECT_FALSE(differences[i].holds()) << differences[i].quantity;
+}
+
+TEST(GradientCheck, KeepsWhatIsNotANumber) {
+  const double nan = std::numeric_limits<double>::quiet_NaN();
+  KindCheck kind{.kind = "mlp", .parameter = {}};
+  kind.add("down.weight", 0);
+  EXPECT_EQ(kind.parameter, "down.weight");
+  kind.add("up.weight", nan);
+  kind.add("up.bias", 3e-9);
+  EXPECT_TRUE(std::isnan(kind.error));
+  EXPECT_EQ(kind.parameter, "up.weight");
+  EXPECT_EQ(kind.parameters, 3);
 }
 
 TEST(Verification, IsShownWithWhatDiffersMostAndWhatFails) {

@@ -62,12 +62,7 @@ class Checker {
       auto found = std::find_if(kinds.begin(), kinds.end(),
                                 [&](const KindCheck& known) { return known.kind == kind; });
       if (found == kinds.end()) found = kinds.insert(kinds.end(), {.kind = kind, .parameter = {}});
-      const double error = error_of({i});
-      ++found->parameters;
-      if (found->parameter.empty() || !(error <= found->error)) {
-        found->error = error;
-        found->parameter = parameter.name;
-      }
+      found->add(parameter.name, error_of({i}));
     }
     return kinds;
   }
@@ -117,7 +112,7 @@ class Checker {
     if (norm > 0) {
       const std::vector<double> along = scaled(grad, 1 / norm);
       const double also = deviation(id, along, norm, kExact * scale) / scale;
-      if (!(also <= error)) error = also;
+      if (is_worse(also, error)) error = also;
     }
     return error;
   }
@@ -146,6 +141,13 @@ class Checker {
 };
 
 }  // namespace
+
+void KindCheck::add(const std::string& name, double error_of_it) {
+  ++parameters;
+  if (!parameter.empty() && !is_worse(error_of_it, error)) return;
+  error = error_of_it;
+  parameter = name;
+}
 
 std::vector<KindCheck> check_gradients(const Config& reduced) { return Checker(reduced).check(); }
 

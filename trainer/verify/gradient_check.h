@@ -13,6 +13,9 @@ struct KindCheck {
   std::string parameter;  // with the largest error
   double error = 0;       // relative to the parameter's gradient
   int64_t parameters = 0;
+
+  // One more parameter, which is named if its error is the largest; a NaN is larger than any.
+  void add(const std::string& name, double error_of_it);
 };
 
 // The derivative of the whole objective (loss and auxiliary losses) along two directions for every

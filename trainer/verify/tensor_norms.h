@@ -14,6 +14,9 @@ inline double norm_of(const std::vector<double>& x) {
   return std::sqrt(squares);
 }
 
+// Whether an error is to be told in place of another. A NaN is worse than any, and stays.
+inline bool is_worse(double error, double than) { return !(error <= than) && !std::isnan(than); }
+
 inline double comparison_scale(double norm, double norm_of_all) {
   return std::max(norm, 1e-6 * norm_of_all);
 }

@@ -27,9 +27,8 @@ double distance(const std::vector<double>& a, const std::vector<double>& b) {
   return std::sqrt(squares);
 }
 
-// Keeps the larger error; a NaN is larger than any.
 void raise(Difference& difference, double error, const std::string& where) {
-  if (difference.error >= error || std::isnan(difference.error)) return;
+  if (!is_worse(error, difference.error)) return;
   difference.error = error;
   difference.where = where;
 }
