@@ -2,8 +2,8 @@
 // factors of the off-diagonal blocks). Head h reads group g = h * G / H; s and t lie in one chunk.
 //
 //   y[t,h] = sum_{doc_begin[t] <= s <= t} (C[t,g] . B[s,g]) exp(cum[t,h] - cum[s,h]) dt[s,h] x[s,h]
-//          + exp(cum[t,h]) incoming[m,h] C[t,g]      (only if doc_begin[t] < the chunk's first
-//          token)
+//          + exp(cum[t,h]) incoming[m,h] C[t,g]      (only if doc_begin[t] < the chunk's
+//                                                     first token)
 //          + D[h] x[t,h]
 //
 // The backward overwrites dx, dB, dC, ddt, dcum and dincoming with the shares that flow through y;

@@ -37,8 +37,8 @@ __device__ inline int cluster_rank() {
 // An operand of wgmma in shared memory, in rows of 128 bytes (64 bf16) whose 16-byte pieces the
 // copy engine permutes (CU_TENSOR_MAP_SWIZZLE_128B). `begin` is in a tile aligned to 1024 bytes.
 //   rows are M or N: eight rows are 1024 bytes; the next 16 of K are 32 bytes on
-//   rows are K:      `distance` bytes from 64 of M or N to the next 64; the next 16 of K are 2048
-//   on
+//   rows are K:      `distance` bytes from 64 of M or N to the next 64;
+//                    the next 16 of K are 2048 bytes on
 __device__ inline uint64_t wgmma_operand(const void* begin, int distance = 16) {
   constexpr uint64_t kSwizzle128 = uint64_t{1} << 62, kEightRows = uint64_t{1024 >> 4} << 32;
   return kSwizzle128 | kEightRows | uint64_t(distance >> 4) << 16 |
