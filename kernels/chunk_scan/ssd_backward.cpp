@@ -97,23 +97,43 @@ void one_by_one(const Context& ctx, const SsdBackward& args) {
                              .chunk = args.chunk});
 }
 
-// On tensor cores, with the entering weights.
-void fold_runs(const Context& ctx, const SsdBackward& args, const TensorView& entering,
-               const TensorView& dinitial) {
-  const ArenaScope scope(*ctx.scratch);
-  const cuda::ChunkRuns runs = cuda::allocate_runs(ctx, args.x.dims, args.B.dim(3), args.chunk);
+cuda::RunSchedule schedule_of(const SsdBackward& args) {
+  return {args.x.dims, args.B.dim(3), args.chunk};
+}
+
+// What runs of chunks give to the gradients of the states before them.
+cuda::ChunkRuns fold_runs(const Context& ctx, const SsdBackward& args,
+                          const cuda::SsdScratch& scratch) {
+  cuda::ChunkWalk walk = cuda::reverse_walk(args, scratch);
+  walk.runs =
+      cuda::allocate_runs(ctx, args.x.dims, args.B.dim(3), args.chunk, schedule_of(args).chunks);
   if constexpr (kBuiltWithCuda) {
-    if (!ctx.counting())
-      cuda::fold_runs_mma(ctx, {.name = "ssd_backward",
-                                .x = args.dy,
-                                .B = args.C,
-                                .weights = entering,
-                                .decay = args.decay,
-                                .runs = runs,
-                                .chunk = args.chunk,
-                                .reverse = true});
+    if (!ctx.counting()) cuda::walk_chunks_mma(ctx, walk);
   }
+  return walk.runs;
+}
+
+void add_up(const Context& ctx, const cuda::ChunkRuns& runs, const TensorView& dinitial) {
   state_passing_backward(ctx, {.dincoming = runs.state, .decay = runs.decay, .dinitial = dinitial});
+}
+
+// What the walk over gradients begins with: for the row, or for each of its runs.
+void begin_walk(const Context& ctx, SsdBackward& args, cuda::SsdScratch& scratch) {
+  const cuda::RunSchedule schedule = schedule_of(args);
+  if (schedule.gains || (args.find_dfinal && schedule.count > 1)) {
+    const cuda::ChunkRuns runs = scratch.runs = fold_runs(ctx, args, scratch);
+    args.dfinal =
+        dfinal_of(ctx, args, [&](const TensorView& dinitial) { add_up(ctx, runs, dinitial); });
+    state_passing_backward(ctx, {.dincoming = runs.state,
+                                 .decay = runs.decay,
+                                 .dfinal = args.dfinal,
+                                 .doutgoing = runs.state});
+  } else {
+    args.dfinal = dfinal_of(ctx, args, [&](const TensorView& dinitial) {
+      const ArenaScope scope(*ctx.scratch);
+      add_up(ctx, fold_runs(ctx, args, scratch), dinitial);
+    });
+  }
 }
 
 }  // namespace
@@ -124,14 +144,12 @@ void ssd_backward(const Context& ctx, const SsdBackward& args) {
          stat_dtype(args.x.dtype), ctx.device);
   if (!fits(ctx, args)) return one_by_one(ctx, args);
   const ArenaScope scope(*ctx.scratch);
-  const cuda::SsdScratch scratch = allocate(ctx, args);
+  cuda::SsdScratch scratch = allocate(ctx, args);
   if constexpr (kBuiltWithCuda) {
     if (!ctx.counting()) cuda::ssd_backward_weights(ctx, args, scratch);
   }
   SsdBackward known = args;
-  known.dfinal = dfinal_of(ctx, args, [&](const TensorView& dinitial) {
-    fold_runs(ctx, args, scratch.entering, dinitial);
-  });
+  begin_walk(ctx, known, scratch);
   if (ctx.counting()) return;
   if constexpr (kBuiltWithCuda) return cuda::ssd_backward(ctx, known, scratch);
   fail_no_cuda("ssd_backward");

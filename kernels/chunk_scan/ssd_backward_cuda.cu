@@ -68,14 +68,11 @@ void ssd_backward(const Context& ctx, const SsdBackward& args, const SsdScratch&
   const auto in = chunk_state_inputs<Bf16>(args);
   const int64_t padded = padded_chunk(in.chunk, in.tokens), batch = args.x.dim(0);
   const SsdSplits splits(args);
-  leaving_gradients_mma(ctx, {.name = kName,
-                              .dy = args.dy,
-                              .C = args.C,
-                              .weights = scratch.entering,
-                              .decay = args.decay,
-                              .dfinal = args.dfinal,
-                              .doutgoing = scratch.doutgoing,
-                              .chunk = args.chunk});
+  ChunkWalk walk = reverse_walk(args, scratch);
+  walk.carried = scratch.doutgoing;
+  walk.runs = scratch.runs;
+  walk.begin = args.dfinal;
+  walk_chunks_mma(ctx, walk);
   pairs_backward(ctx, scan_inputs<Bf16>(args), pairs_of(args, scratch, splits));
   states_backward(ctx, states_of(args, scratch, splits, padded));
   const ChunkStateGradients<Bf16, Bf16> out{.ddt = args.ddt.as<float>(),

@@ -38,11 +38,22 @@ struct SsdSplits {
 
 struct SsdScratch {
   TensorView doutgoing = {};  // (B, M, H, P, N) of x's dtype
+  ChunkRuns runs = {};        // if walked side by side: gradients of the states that leave them
   // As allocate_by_chunk: weights of tokens, and dots of x and of dy with what states make of them.
   TensorView leaving = {}, entering = {}, leaving_dots = {}, entering_dots = {};
   TensorView state_dots = {};       // (B, M, H): <doutgoing, incoming>
   ChunkScanPartials partials = {};  // dB, dC only if there are parts: (pairs + states, ...)
 };
+inline ChunkWalk reverse_walk(const SsdBackward& args, const SsdScratch& scratch) {
+  return {.name = "ssd_backward",
+          .x = args.dy,
+          .B = args.C,
+          .weights = scratch.entering,
+          .decay = args.decay,
+          .chunk = args.chunk,
+          .reverse = true};
+}
+
 // The weights of tokens come first.
 void ssd_backward_weights(const Context& ctx, const SsdBackward& args, const SsdScratch& scratch);
 void ssd_backward(const Context& ctx, const SsdBackward& args, const SsdScratch& scratch);

@@ -28,6 +28,12 @@ EnteringStates states_of(const SsdForward& args) {
           .chunk = args.chunk};
 }
 
+void expect_state(const Context& ctx, const SsdForward& args, const char* name,
+                  const ConstTensorView& view) {
+  const Dims state{args.x.dim(0), args.x.dim(2), args.x.dim(3), args.B.dim(3)};
+  if (view) expect(name, view, state, DType::f32, ctx.device);
+}
+
 void one_by_one(const Context& ctx, const SsdForward& args, const ChunkScanForward& scan) {
   const auto [B, T, H, P] = args.x.shape<4>("x: (B, T, H, P)");
   const int64_t M = num_chunks(T, args.chunk), N = args.B.dim(3);
@@ -39,6 +45,25 @@ void one_by_one(const Context& ctx, const SsdForward& args, const ChunkScanForwa
   ChunkScanForward with_states = scan;
   with_states.incoming = states.incoming;
   chunk_scan_forward(ctx, with_states);
+}
+
+// What the walk begins with, of the row or, side by side, of its runs; these leave the final state.
+ConstTensorView begin_walk(const Context& ctx, const SsdForward& args) {
+  const auto [B, T, H, P] = args.x.shape<4>("x: (B, T, H, P)");
+  const cuda::WalkSchedule schedule = cuda::walk_schedule(args.x.dims, args.B.dim(2), args.chunk);
+  if (schedule.runs > 1) {
+    EnteringStates states = states_of(args);
+    states.decay = ctx.scratch->alloc({B, num_chunks(T, args.chunk), H}, DType::f32);
+    const TensorView begins = cuda::entering_runs(ctx, states, schedule.chunks).state;
+    return begins.reshape({B * schedule.runs, H, P, args.B.dim(3)});
+  }
+  const ConstTensorView initial =
+      !args.find_initial ? args.initial
+                         : args.find_initial([&](const TensorView& added, const TensorView& decay) {
+                             fold_states(ctx, states_of(args), added, decay);
+                           });
+  expect_state(ctx, args, "initial", initial);
+  return initial;
 }
 
 }  // namespace
@@ -55,17 +80,10 @@ void ssd_forward(const Context& ctx, const SsdForward& args) {
                               .chunk = args.chunk};
   check_chunk_scan_forward(ctx, scan);
   if (!fits(ctx, args)) return one_by_one(ctx, args, scan);
-  const Dims state{args.x.dim(0), args.x.dim(2), args.x.dim(3), args.B.dim(3)};
-  const auto expect_state = [&](const char* name, const ConstTensorView& view) {
-    if (view) expect(name, view, state, DType::f32, ctx.device);
-  };
-  expect_state("final_state", args.final_state);
+  expect_state(ctx, args, "final_state", args.final_state);
+  const ArenaScope scope(*ctx.scratch);
   SsdForward walk = args;
-  if (args.find_initial)
-    walk.initial = args.find_initial([&](const TensorView& added, const TensorView& decay) {
-      fold_states(ctx, states_of(args), added, decay);
-    });
-  expect_state("initial", walk.initial);
+  walk.initial = begin_walk(ctx, args);
   if (ctx.counting()) return;
   if constexpr (kBuiltWithCuda) return cuda::ssd_forward(ctx, walk);
   fail_no_cuda("ssd_forward");

@@ -16,6 +16,9 @@
 // late: 0.36 ms for H 80.)
 //
 // What is carried is f32; its rounded copy in shared memory is an operand of the next tile.
+//
+// Where rows and heads are too few to fill the machine, runs of a row's chunks are walked side by
+// side; a fold of all of them (chunk_state_mma_cuda.cu) finds first what each begins with.
 #include "kernels/chunk_scan/ssd_forward_supply.cuh"
 #include "kernels/chunk_state/state_tile.cuh"
 
@@ -167,15 +170,15 @@ struct Walker {
   __device__ void run(const Arrays& args, const Task& task) {
     const ScanInputs<Bf16>& in = args.in;
     const int head = task.head + group;
-    const int64_t state_row = task.b * in.heads + head;
+    const int64_t state_row = task.row_run * in.heads + head;
     if (args.initial.data != nullptr) state.load(args.initial.row(state_row), kN);
     store_state();
-    Bf16* y = args.y.row(task.b * in.tokens) + int64_t(head) * kP;
+    Bf16* y = args.y.row(task.b * in.tokens + task.begin) + int64_t(head) * kP;
     RingCursor<kStages> cursor;
 #pragma unroll 1
-    for (int64_t begin = 0; begin < in.tokens; begin += kTile) {
+    for (int64_t begin = task.begin; begin < task.end; begin += kTile) {
       room.filled[cursor.stage].wait(cursor.parity);
-      pass(cursor.stage, int(min(int64_t(kTile), in.tokens - begin)), y, args.y.stride);
+      pass(cursor.stage, int(min(int64_t(kTile), task.end - begin)), y, args.y.stride);
       y += kTile * args.y.stride;
       cursor.advance();
     }
@@ -194,7 +197,7 @@ __global__ void __launch_bounds__(kThreadsIfWhole<kThreads<kHeads>>, 1)
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   extern __shared__ __align__(1024) unsigned char shared[];
   Room<kHeads>& room = *reinterpret_cast<Room<kHeads>*>(shared);
-  const Task task = Task::of<kHeads>(args.in);
+  const Task task = Task::of<kHeads>(args);
   const int group = warpgroup_index();
   if (threadIdx.x == 0) {
     for (int stage = 0; stage < kStages; ++stage) {
@@ -219,7 +222,7 @@ template <int kHeads>
 void launch_walks(const Context& ctx, const Arrays& arrays, int64_t batch) {
   const ScanInputs<Bf16>& in = arrays.in;
   launch(ctx, "ssd_forward",
-         {.blocks = unsigned(batch * in.groups * ceil_div(in.group_heads(), kHeads)),
+         {.blocks = unsigned(batch * arrays.runs * in.groups * ceil_div(in.group_heads(), kHeads)),
           .threads = kThreads<kHeads>,
           .shared_bytes = sizeof(Room<kHeads>)},
          walk_kernel<kHeads>, arrays);
@@ -239,31 +242,34 @@ void ssd_forward(const Context& ctx, const SsdForward& args) {
     return tensor_map(pointer<Bf16>(view), view.dim(2) * view.dim(3), T, batch, stride, T * stride,
                       kTile);
   };
-  const Arrays arrays{
-      .x = map(args.x),
-      .B = map(args.B),
-      .C = map(args.C),
-      .in = {.x = rows_of<Bf16>(args.x),
-             .B = rows_of<Bf16>(args.B),
-             .C = rows_of<Bf16>(args.C),
-             .incoming = {nullptr, 0},
-             .dt = rows_of<float>(args.dt),
-             .cum = rows_of<float>(args.cum),
-             .doc_begin = rows_of<int32_t>(args.doc_begin),
-             .D = pointer<float>(args.D),
-             .tokens = T,
-             .chunk = args.chunk,
-             .chunks_per_row = 0,
-             .chunk_rows = 0,
-             .heads = int(args.x.dim(2)),
-             .groups = int(args.B.dim(2)),
-             .head_dim = kP,
-             .state_dim = kN},
-      .y = rows_of<Bf16>(args.y),
-      .initial = {optional_pointer<float>(args.initial), args.initial.row_stride},
-      .final_state = {optional_pointer<float>(args.final_state), args.final_state.row_stride}};
-  const int64_t heads = walk_schedule(batch, args.x.dim(2), args.B.dim(2)).heads;
-  if (heads == 2) return launch_walks<2>(ctx, arrays, batch);
+  const WalkSchedule schedule = walk_schedule(args.x.dims, args.B.dim(2), args.chunk);
+  const bool one_run = schedule.runs == 1;
+  const Arrays arrays{.x = map(args.x),
+                      .B = map(args.B),
+                      .C = map(args.C),
+                      .in = {.x = rows_of<Bf16>(args.x),
+                             .B = rows_of<Bf16>(args.B),
+                             .C = rows_of<Bf16>(args.C),
+                             .incoming = {nullptr, 0},
+                             .dt = rows_of<float>(args.dt),
+                             .cum = rows_of<float>(args.cum),
+                             .doc_begin = rows_of<int32_t>(args.doc_begin),
+                             .D = pointer<float>(args.D),
+                             .tokens = T,
+                             .chunk = args.chunk,
+                             .chunks_per_row = 0,
+                             .chunk_rows = 0,
+                             .heads = int(args.x.dim(2)),
+                             .groups = int(args.B.dim(2)),
+                             .head_dim = kP,
+                             .state_dim = kN},
+                      .y = rows_of<Bf16>(args.y),
+                      .initial = {optional_pointer<float>(args.initial), args.initial.row_stride},
+                      .final_state = {one_run ? optional_pointer<float>(args.final_state) : nullptr,
+                                      args.final_state.row_stride},
+                      .run = schedule.chunks * args.chunk,
+                      .runs = schedule.runs};
+  if (schedule.heads == 2) return launch_walks<2>(ctx, arrays, batch);
   launch_walks<3>(ctx, arrays, batch);
 }
 

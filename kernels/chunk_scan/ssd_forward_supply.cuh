@@ -46,24 +46,35 @@ struct Arrays {
   CUtensorMap x, B, C;  // (batch, tokens, columns)
   ScanInputs<Bf16> in;  // without incoming states
   RowsOf<Bf16> y;
-  RowsOf<const float> initial;  // data may be null
-  RowsOf<float> final_state;    // data may be null
+  RowsOf<const float> initial;  // of each run; data may be null
+  RowsOf<float> final_state;    // of rows, if they are one run; data may be null
+  int64_t run;                  // tokens of a run
+  int64_t runs;                 // of a row
 };
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 
 // What a block does.
 struct Task {
-  int64_t b;
+  int64_t b, row_run;      // the row, its run among those of all rows
+  int64_t begin, end;      // tokens
   int group, head, heads;  // its group's number, its first head, how many it has
 
   template <int kHeads>
-  __device__ static Task of(const ScanInputs<Bf16>& in) {
+  __device__ static Task of(const Arrays& args) {
+    const ScanInputs<Bf16>& in = args.in;
     BlockIndex index(blockIdx.x);
     const int of_group = in.group_heads();
     const int first = index.take((of_group + kHeads - 1) / kHeads) * kHeads;
     const int group = index.take(in.groups);
-    return {index.rest, group, group * of_group + first, min(kHeads, of_group - first)};
+    const int64_t row_run = index.rest, begin = index.take(args.runs) * args.run;
+    return {.b = index.rest,
+            .row_run = row_run,
+            .begin = begin,
+            .end = min(in.tokens, begin + args.run),
+            .group = group,
+            .head = group * of_group + first,
+            .heads = min(kHeads, of_group - first)};
   }
 };
 
@@ -136,9 +147,9 @@ struct Supplier {
   }
   __device__ void give_weights(int h) const {
     RingCursor<kStages> cursor;
-    int64_t chunk = 0;  // where the next one begins
+    int64_t chunk = task.begin;  // where the next one begins
 #pragma unroll 1
-    for (int64_t begin = 0; begin < args.in.tokens; begin += kTile) {
+    for (int64_t begin = task.begin; begin < task.end; begin += kTile) {
       const TokenPair tokens(args.in, task.b, task.head + h, begin, begin == chunk);
       if (begin == chunk) chunk += args.in.chunk;
       room.emptied[cursor.stage].wait(cursor.parity ^ 1);
@@ -151,7 +162,7 @@ struct Supplier {
     const int lane = threadIdx.x % kWarp;
     RingCursor<kStages> cursor;
 #pragma unroll 1
-    for (int64_t begin = 0; begin < args.in.tokens; begin += kTile) {
+    for (int64_t begin = task.begin; begin < task.end; begin += kTile) {
       int first[2];
 #pragma unroll
       for (int i = 0; i < 2; ++i)

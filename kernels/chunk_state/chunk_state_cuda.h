@@ -64,19 +64,33 @@ inline ChunkStateTiles chunk_state_tiles(const Dims& x, int64_t G, int64_t chunk
   return {per_chunk, count, std::min(splits, x[2] / G)};
 }
 
-// Runs of a row's chunks that tensor cores fold apart, each from zero: so many that the blocks of
-// all heads fill the machine, three of 64 x 128 of a state a multiprocessor.
+// A row's chunks in runs that tensor cores take side by side.
 struct ChunkRuns {
   TensorView state = {};  // (B, runs, H, P, N) f32
   TensorView decay = {};  // (B, runs, H)
   int64_t chunks = 0;     // of a run; the last may be shorter
 };
-inline ChunkRuns allocate_runs(const Context& ctx, const Dims& x, int64_t N, int64_t chunk) {
-  constexpr int64_t kBlocks = 3 * 132;  // of an H100, at once
-  const int64_t M = num_chunks(x[1], chunk),
-                blocks = x[0] * x[2] * (x[3] / 64) * num_chunks(N, 128);
-  const int64_t chunks = num_chunks(M, std::clamp<int64_t>(kBlocks / blocks, 1, M));
-  const int64_t runs = num_chunks(M, chunks);
+// How a walk over chunks cuts rows of these: in so many runs that the blocks of all heads fill the
+// machine, two of 64 x 128 of a state a multiprocessor.
+struct RunSchedule {
+  int64_t chunks = 0, count = 0;
+  bool gains = false;  // by runs side by side, though all are folded first to find how they begin
+
+  RunSchedule(const Dims& x, int64_t N, int64_t chunk) {
+    constexpr int64_t kBlocks = 2 * 132;  // of an H100, at once
+    // Few blocks take as long for a tile of 64 tokens as 60 would for theirs twice if many ran side
+    // by side; and the two kernels more take as long to start as those for 2000 tokens.
+    constexpr double kFew = 60, kStart = 2000;
+    const int64_t M = num_chunks(x[1], chunk);
+    const int64_t blocks = x[0] * x[2] * (x[3] / 64) * num_chunks(N, 128);
+    chunks = num_chunks(M, std::clamp<int64_t>(kBlocks / blocks, 1, M));
+    count = num_chunks(M, chunks);
+    gains = count > 1 && double(x[1]) * (1 - double(blocks) / kFew) > kStart;
+  }
+};
+inline ChunkRuns allocate_runs(const Context& ctx, const Dims& x, int64_t N, int64_t chunk,
+                               int64_t chunks) {
+  const int64_t runs = num_chunks(num_chunks(x[1], chunk), chunks);
   return {.state = ctx.scratch->alloc({x[0], runs, x[2], x[3], N}, DType::f32),
           .decay = ctx.scratch->alloc({x[0], runs, x[2]}, DType::f32),
           .chunks = chunks};
@@ -89,39 +103,33 @@ void chunk_state_backward(const Context& ctx, const ChunkStateBackward& args,
 
 // Tensor-core paths, and whether they take what is given.
 void write_leaving_weights(const Context& ctx, const EnteringStates& args, TensorView weights);
-void entering_states_mma(const Context& ctx, const EnteringStates& args, TensorView weights);
 bool chunk_state_backward_fits(const ChunkStateBackward& args);
 void chunk_state_backward_mma(const Context& ctx, const ChunkStateBackward& args,
                               const ChunkStateScratch& scratch);
 
-// The gradients of the states that leave the chunks, in one walk from the row's end: what
-// chunk_scan_backward finds for the incoming states is then never written. For shapes that
-// chunk_states_have_mma, and rows of 16 bytes.
-struct LeavingGradients {
-  const char* name = "";         // of the operator
-  ConstTensorView dy = {};       // (B, T, H, P)
-  ConstTensorView C = {};        // (B, T, G, N)
-  ConstTensorView weights = {};  // entering ones of chunk_weights_kernel
-  ConstTensorView decay = {};    // (B, M, H)
-  ConstTensorView dfinal = {};   // (B, H, P, N), optional
-  TensorView doutgoing = {};     // (B, M, H, P, N) bf16
-  int64_t chunk = 0;
-};
-void leaving_gradients_mma(const Context& ctx, const LeavingGradients& args);
-
-// What the runs' chunks add to the state, from x and B with the leaving weights; or in reverse what
-// their outputs give to the gradient of the state before them, from dy and C with the entering
-// ones.
-struct RunFold {
+// A walk over a row's chunks, for shapes that chunk_states_have_mma, and rows of 16 bytes. Forward,
+// over x and B with the leaving weights, it carries states; in reverse, over dy and C with the
+// entering weights, their gradients, from the row's end: what chunk_scan_backward finds for
+// incoming states is then never written.
+struct ChunkWalk {
   const char* name = "";         // of the operator
   ConstTensorView x = {};        // (B, T, H, P): x, or dy
   ConstTensorView B = {};        // (B, T, G, N): B, or C
   ConstTensorView weights = {};  // of chunk_weights_kernel
   ConstTensorView decay = {};    // (B, M, H)
-  ChunkRuns runs = {};
   int64_t chunk = 0;
   bool reverse = false;
+  // (B, M, H, P, N) bf16: what is carried to each chunk. Without it runs are folded: each begins
+  // with zeros, and leaves in `runs` what it ends with and its decay.
+  TensorView carried = {};
+  ChunkRuns runs = {};         // with `carried`: what runs begin with. Absent: the row is one
+  ConstTensorView begin = {};  // (B, H, P, N): then what it begins with, optional
+  TensorView end = {};         // and what it ends with, optional
 };
-void fold_runs_mma(const Context& ctx, const RunFold& args);
+void walk_chunks_mma(const Context& ctx, const ChunkWalk& args);
+
+// What runs of so many chunks begin with, as `state`, in scratch. args is without `incoming`, and
+// with `decay`, which is written; for entering_states_fit.
+ChunkRuns entering_runs(const Context& ctx, const EnteringStates& args, int64_t chunks);
 
 }  // namespace sluice::cuda

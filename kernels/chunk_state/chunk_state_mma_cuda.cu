@@ -13,10 +13,11 @@
 // state (P x N) = sum over s of (w_s x_s) B_s^T: tokens are the depth of the product, so x and B
 // are the transposed operands as they lie in memory, and the weights scale x in registers. A block
 // is a warpgroup that owns 64 x kColumns of one head's state in registers and goes over tiles of 64
-// tokens, some stages of cp.async deep: of all chunks of the row or, folding, of a run of them, so
-// that blocks fill the machine. What is carried is f32; what is kept at every chunk is an operand
-// of products and no more: bf16. What bounds it beside memory are the L2 cache's reads, as every
-// head reads B again: whole rows of N read least, halves fill the machine where there are few
+// tokens, some stages of cp.async deep: of all chunks of the row or of a run of them. Runs side by
+// side fill the machine where rows and heads are few; a fold of all of them, and passing what they
+// end with, tell what each begins with. What is carried is f32; what is kept at every chunk is an
+// operand of products and no more: bf16. What bounds it beside memory are the L2 cache's reads, as
+// every head reads B again: whole rows of N read least, halves fill the machine where there are few
 // heads.
 #include "kernels/chunk_state/chunk_state_cuda.cuh"
 #include "kernels/chunk_state/chunk_state_cuda.h"
@@ -35,11 +36,11 @@ struct StateArrays {
   Bf16* carried = nullptr;         // to each chunk; only if they are kept
   const float* decay = nullptr;    // (B * M, H)
   const float* weights = nullptr;  // (B * M, H * padded)
-  const float* initial = nullptr;  // may be null
-  float* end = nullptr;            // of a run's head, P * N; may be null
+  const float* begin = nullptr;    // of a run's head, P * N; may be null
+  float* end = nullptr;            // likewise
   float* run_decay = nullptr;      // (B * runs, H), only if none are kept
-  int64_t carried_stride = 0, decay_stride = 0, initial_stride = 0;
-  int64_t end_run_stride = 0, end_head_stride = 0, run_decay_stride = 0;
+  int64_t carried_stride = 0, decay_stride = 0, run_decay_stride = 0;
+  int64_t begin_run_stride = 0, begin_head_stride = 0, end_run_stride = 0, end_head_stride = 0;
   int64_t padded = 0;
   int64_t run = 0, runs = 1;  // chunks of a run, runs of a row
   int step = 1;               // from chunk to chunk: 1 or -1
@@ -159,8 +160,10 @@ __global__ void __launch_bounds__(kThreads, blocks_at_once(kColumns))
       out.carried + task.b * in.M * out.carried_stride + task.h * in.P * in.N + part;
   StateTile<kColumns> state;
   float run_decay = 1;
-  if (kKeep && out.initial != nullptr)
-    state.load(out.initial + (task.b * in.H + task.h) * out.initial_stride + part, in.N);
+  const int64_t run_row = task.b * out.runs + task.run;
+  if (kKeep && out.begin != nullptr)
+    state.load(out.begin + run_row * out.begin_run_stride + task.h * out.begin_head_stride + part,
+               in.N);
 
   Copies<kColumns> copies(in, out, task);
 #pragma unroll 1
@@ -188,7 +191,6 @@ __global__ void __launch_bounds__(kThreads, blocks_at_once(kColumns))
     wait_sums<0>(state.acc);
     stage = (stage + 1) % kStages;
   }
-  const int64_t run_row = task.b * out.runs + task.run;
   if (out.end != nullptr)
     state.store(out.end + run_row * out.end_run_stride + task.h * out.end_head_stride + part, in.N);
   if (!kKeep && part == 0 && threadIdx.x == 0)
@@ -239,54 +241,33 @@ void write_leaving_weights(const Context& ctx, const EnteringStates& args, Tenso
                        .decay_stride = args.decay.row_stride});
 }
 
-void entering_states_mma(const Context& ctx, const EnteringStates& args, TensorView weights) {
-  const auto in = walk_inputs(args.x, args.B, args.chunk);
-  launch_states<true>(ctx, "entering_states", in, args.x.dim(0),
-                      {.carried = pointer<Bf16>(args.incoming),
-                       .decay = args.decay.as<float>(),
-                       .weights = weights.as<float>(),
-                       .initial = optional_pointer<float>(args.initial),
-                       .end = optional_pointer<float>(args.final_state),
-                       .carried_stride = args.incoming.row_stride,
-                       .decay_stride = args.decay.row_stride,
-                       .initial_stride = args.initial.row_stride,
-                       .end_run_stride = in.H * args.final_state.row_stride,
-                       .end_head_stride = args.final_state.row_stride,
-                       .padded = padded_chunk(in.chunk, in.tokens),
-                       .run = in.M});
-}
-
-void leaving_gradients_mma(const Context& ctx, const LeavingGradients& args) {
-  const auto in = walk_inputs(args.dy, args.C, args.chunk);
-  launch_states<true>(ctx, args.name, in, args.dy.dim(0),
-                      {.carried = pointer<Bf16>(args.doutgoing),
-                       .decay = args.decay.as<float>(),
-                       .weights = args.weights.as<float>(),
-                       .initial = optional_pointer<float>(args.dfinal),
-                       .carried_stride = args.doutgoing.row_stride,
-                       .decay_stride = args.decay.row_stride,
-                       .initial_stride = args.dfinal.row_stride,
-                       .padded = padded_chunk(in.chunk, in.tokens),
-                       .run = in.M,
-                       .step = -1});
-}
-
-void fold_runs_mma(const Context& ctx, const RunFold& args) {
+void walk_chunks_mma(const Context& ctx, const ChunkWalk& args) {
   const auto in = walk_inputs(args.x, args.B, args.chunk);
   const ChunkRuns& runs = args.runs;
-  launch_states<false>(ctx, args.name, in, args.x.dim(0),
-                       {.decay = args.decay.as<float>(),
-                        .weights = args.weights.as<float>(),
-                        .end = runs.state.as<float>(),
-                        .run_decay = runs.decay.as<float>(),
-                        .decay_stride = args.decay.row_stride,
-                        .end_run_stride = runs.state.row_stride,
-                        .end_head_stride = in.P * in.N,
-                        .run_decay_stride = runs.decay.row_stride,
-                        .padded = padded_chunk(in.chunk, in.tokens),
-                        .run = runs.chunks,
-                        .runs = runs.state.dim(1),
-                        .step = args.reverse ? -1 : 1});
+  StateArrays out{.decay = args.decay.as<float>(),
+                  .weights = args.weights.as<float>(),
+                  .decay_stride = args.decay.row_stride,
+                  .padded = padded_chunk(in.chunk, in.tokens),
+                  .run = in.M,
+                  .step = args.reverse ? -1 : 1};
+  if (runs.state) out.run = runs.chunks, out.runs = runs.state.dim(1);
+  if (!args.carried) {
+    out.end = runs.state.as<float>();
+    out.end_run_stride = runs.state.row_stride, out.end_head_stride = in.P * in.N;
+    out.run_decay = runs.decay.as<float>(), out.run_decay_stride = runs.decay.row_stride;
+    return launch_states<false>(ctx, args.name, in, args.x.dim(0), out);
+  }
+  out.carried = pointer<Bf16>(args.carried), out.carried_stride = args.carried.row_stride;
+  if (runs.state) {
+    out.begin = runs.state.as<float>();
+    out.begin_run_stride = runs.state.row_stride, out.begin_head_stride = in.P * in.N;
+  } else {
+    out.begin = optional_pointer<float>(args.begin), out.end = optional_pointer<float>(args.end);
+    out.begin_head_stride = args.begin.row_stride, out.end_head_stride = args.end.row_stride;
+    out.begin_run_stride = in.H * args.begin.row_stride;
+    out.end_run_stride = in.H * args.end.row_stride;
+  }
+  launch_states<true>(ctx, args.name, in, args.x.dim(0), out);
 }
 
 }  // namespace sluice::cuda

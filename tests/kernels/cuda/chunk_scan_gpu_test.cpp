@@ -2,6 +2,7 @@
 
 #include "kernels/chunk_scan/ssd_backward.h"
 #include "kernels/chunk_scan/ssd_forward.h"
+#include "kernels/chunk_scan/ssd_forward_cuda.h"
 #include "tests/kernels/ssd_chain.h"
 #include "tests/support/gpu_twin.h"
 
@@ -90,8 +91,9 @@ void run(Side& side, const SsdShape& shape, int64_t padding) {
                        .chunk = shape.Q});
 }
 
-// How what lies beyond a row's ends is known.
-enum class Ends { absent, given, found };
+// How what lies beyond a row's ends is known: found by what the row itself makes of zero, or
+// before.
+enum class Ends { absent, given, found, found_before };
 
 // With the states' part: as ChunkScanGpu, and what flows from the states that chunks leave.
 void run_whole_backward(Side& side, const SsdShape& shape, int64_t padding, Ends ends) {
@@ -111,7 +113,7 @@ void run_whole_backward(Side& side, const SsdShape& shape, int64_t padding, Ends
   const Dims state{B, H, shape.P, shape.N};
   const TensorView dfinal = ends == Ends::absent ? TensorView{} : side.stat_normal(state);
   const auto find = [&](const GradientFold& fold) -> ConstTensorView {
-    fold(side.output("dinitial", state, side.stat()));
+    if (ends == Ends::found) fold(side.output("dinitial", state, side.stat()));
     return dfinal;
   };
   ssd_backward(side.ctx(),
@@ -126,7 +128,7 @@ void run_whole_backward(Side& side, const SsdShape& shape, int64_t padding, Ends
                 .incoming = in.incoming,
                 .decay = side.values({B, M, H}, side.stat(), decay),
                 .dfinal = ends == Ends::given ? dfinal : TensorView{},
-                .find_dfinal = ends == Ends::found ? FindGradient(find) : FindGradient(),
+                .find_dfinal = ends >= Ends::found ? FindGradient(find) : FindGradient(),
                 .dx = side.output("dx", in.x.dims, side.dtype(), padding),
                 .dB = side.output("dB", in.B.dims, side.dtype(), padding),
                 .dC = side.output("dC", in.C.dims, side.dtype(), padding),
@@ -136,10 +138,10 @@ void run_whole_backward(Side& side, const SsdShape& shape, int64_t padding, Ends
                 .chunk = shape.Q});
 }
 
-// One by one, the operators hold two sets of states in scratch.
+// One by one, the operators hold two sets of states in scratch. Long rows are for runs of bf16.
 GpuBounds bounds_of(const SsdShape& s) {
   const int64_t states = s.B * num_chunks(s.T, s.Q) * s.H * s.P * s.N;
-  return {.arena_bytes = align_up((size_t{16} << 20) + 12 * size_t(states))};
+  return {.arena_bytes = align_up((size_t{16} << 20) + 12 * size_t(states)), .in_f32 = s.T < 2048};
 }
 
 class SsdBackwardGpu : public testing::TestWithParam<SsdShape> {
@@ -152,6 +154,7 @@ class SsdBackwardGpu : public testing::TestWithParam<SsdShape> {
 
 TEST_P(SsdBackwardGpu, AgreesWithCpu) { check(0, Ends::given); }
 TEST_P(SsdBackwardGpu, AgreesWithCpuWhereTheGradientIsFound) { check(0, Ends::found); }
+TEST_P(SsdBackwardGpu, AgreesWithCpuWhereTheGradientWasFound) { check(0, Ends::found_before); }
 TEST_P(SsdBackwardGpu, AgreesWithCpuInAlignedColumns) { check(8, Ends::absent); }
 TEST_P(SsdBackwardGpu, AgreesWithCpuInColumns) { check(3, Ends::found); }
 
@@ -161,8 +164,9 @@ void run_whole_forward(Side& side, const SsdShape& shape, int64_t padding, Ends 
   const bool has_ends = ends != Ends::absent;
   const TensorView initial = has_ends ? side.stat_normal(state) : TensorView{};
   const auto find = [&](const StateFold& fold) -> ConstTensorView {
-    fold(side.output("folded", state, side.stat()),
-         side.output("decay", {shape.B, shape.H}, side.stat()));
+    if (ends == Ends::found)
+      fold(side.output("folded", state, side.stat()),
+           side.output("decay", {shape.B, shape.H}, side.stat()));
     return initial;
   };
   ssd_forward(side.ctx(),
@@ -174,7 +178,7 @@ void run_whole_forward(Side& side, const SsdShape& shape, int64_t padding, Ends 
                .D = in.D,
                .doc_begin = in.doc_begin,
                .initial = ends == Ends::given ? initial : TensorView{},
-               .find_initial = ends == Ends::found ? FindState(find) : FindState(),
+               .find_initial = ends >= Ends::found ? FindState(find) : FindState(),
                .y = side.output("y", in.x.dims, side.dtype(), padding),
                .final_state = has_ends ? side.output("final", state, side.stat()) : TensorView{},
                .chunk = shape.Q});
@@ -190,6 +194,7 @@ class SsdForwardGpu : public testing::TestWithParam<SsdShape> {
 
 TEST_P(SsdForwardGpu, AgreesWithCpu) { check(0, Ends::given); }
 TEST_P(SsdForwardGpu, AgreesWithCpuWhereTheStateIsFound) { check(0, Ends::found); }
+TEST_P(SsdForwardGpu, AgreesWithCpuWhereTheStateWasFound) { check(0, Ends::found_before); }
 TEST_P(SsdForwardGpu, AgreesWithCpuInAlignedColumns) { check(8, Ends::absent); }
 TEST_P(SsdForwardGpu, AgreesWithCpuInColumns) { check(3, Ends::found); }
 
@@ -274,9 +279,10 @@ INSTANTIATE_TEST_SUITE_P(Wide, ChunkScanGpu, testing::ValuesIn(wide_shapes()), n
 INSTANTIATE_TEST_SUITE_P(Wide, SsdBackwardGpu, testing::ValuesIn(wide_shapes()), name_of_shape);
 INSTANTIATE_TEST_SUITE_P(Wide, SsdForwardGpu, testing::ValuesIn(wide_shapes()), name_of_shape);
 
-// So many chunks and heads that a fold goes over several runs, each of several chunks.
+// So many chunks and heads that a fold goes over several runs, each of several chunks; and so few
+// heads of so long a row that a walk does, too.
 std::vector<SsdShape> fold_shapes() {
-  return {{.name = "runs_of_three",
+  return {{.name = "runs_of_four",
            .B = 2,
            .T = 390,
            .H = 17,
@@ -284,6 +290,16 @@ std::vector<SsdShape> fold_shapes() {
            .N = 128,
            .Q = 16,
            .starts = {{}, {100}},
+           .first = -1,
+           .A_log = -4},
+          {.name = "long_rows_by_runs_of_two",
+           .B = 2,
+           .T = 3100,
+           .H = 10,
+           .P = 64,
+           .N = 128,
+           .Q = 128,
+           .starts = {{100, 255, 256, 3099}, {}},
            .first = -1,
            .A_log = -4}};
 }
@@ -349,6 +365,107 @@ std::vector<SsdShape> walk_shapes() {
   };
 }
 INSTANTIATE_TEST_SUITE_P(Walk, SsdForwardGpu, testing::ValuesIn(walk_shapes()), name_of_shape);
+
+// Rows so long, of so few heads, that the forward is walks over runs of chunks side by side, after
+// a fold: of two heads a block and eight runs, the last of them shorter, and of three and thirteen.
+std::vector<SsdShape> run_walk_shapes() {
+  const SsdShape two{.name = "two_heads",
+                     .B = 2,
+                     .T = 8310,
+                     .H = 16,
+                     .P = 64,
+                     .N = 128,
+                     .Q = 128,
+                     .starts = {{}, {1, 1151, 1152, 3000, 8195}},
+                     .first = -1,
+                     .A_log = -5};
+  SsdShape three = two;
+  three.name = "three_heads", three.H = 15;
+  return {two, three};
+}
+class SsdForwardGpuRuns : public testing::TestWithParam<SsdShape> {};
+
+// Which agree with the CPU, above; that takes too long for rows of this length.
+TEST_P(SsdForwardGpuRuns, AgreesWithItsPartsOneByOne) {
+  if (num_cuda_devices() == 0) GTEST_SKIP() << "no GPU";
+  const SsdShape& s = GetParam();
+  const Device gpu{Device::Kind::cuda, 0};
+  Side side(gpu, DType::bf16, DType::bf16, 3, size_t{128} << 20);
+  const Inputs in = make_inputs(side, s, 8);
+  const Dims ends{s.B, s.H, s.P, s.N}, row{s.B, s.H};
+  const TensorView initial = side.stat_normal(ends);
+  const auto nothing = [&](const Dims& dims) { return side.nothing(dims, side.stat()); };
+  const TensorView added = nothing(ends), decay = nothing(row), final_state = nothing(ends);
+  const TensorView y = side.nothing(in.x.dims, side.dtype());
+  const auto run = [&](const TensorView& to) {
+    const auto find = [&](const StateFold& fold) -> ConstTensorView {
+      fold(added, decay);
+      return initial;
+    };
+    ssd_forward(side.ctx(), {.x = in.x,
+                             .B = in.B,
+                             .C = in.C,
+                             .dt = in.dt,
+                             .cum = in.cum,
+                             .D = in.D,
+                             .doc_begin = in.doc_begin,
+                             .find_initial = find,
+                             .y = to,
+                             .final_state = final_state,
+                             .chunk = s.Q});
+  };
+  run(y);
+  EnteringStates parts{.x = in.x,
+                       .B = in.B,
+                       .dt = in.dt,
+                       .cum = in.cum,
+                       .doc_begin = in.doc_begin,
+                       .initial = initial,
+                       .incoming = in.incoming,
+                       .decay = nothing({s.B, num_chunks(s.T, s.Q), s.H}),
+                       .final_state = nothing(ends),
+                       .chunk = s.Q};
+  entering_states(side.ctx(), parts);
+  const TensorView expected = side.nothing(in.x.dims, side.dtype());
+  chunk_scan_forward(side.ctx(), {.x = in.x,
+                                  .B = in.B,
+                                  .C = in.C,
+                                  .dt = in.dt,
+                                  .cum = in.cum,
+                                  .D = in.D,
+                                  .doc_begin = in.doc_begin,
+                                  .incoming = in.incoming,
+                                  .y = expected,
+                                  .chunk = s.Q});
+  const TensorView folded = nothing(ends), row_decay = nothing(row);
+  fold_states(side.ctx(), parts, folded, row_decay);
+  const auto expect_close = [&](const TensorView& got, const TensorView& wanted, double bound) {
+    EXPECT_LE(error_by_norm(side.download(got), side.download(wanted)), bound);
+  };
+  expect_close(y, expected, 1e-2);
+  expect_close(final_state, parts.final_state, 1e-5);
+  expect_close(added, folded, 1e-5);
+  expect_close(decay, row_decay, 1e-5);
+  const TensorView again = side.nothing(in.x.dims, side.dtype());
+  run(again);
+  EXPECT_TRUE(side.download_elements(again) == side.download_elements(y)) << "other bits";
+}
+INSTANTIATE_TEST_SUITE_P(Walk, SsdForwardGpuRuns, testing::ValuesIn(run_walk_shapes()),
+                         name_of_shape);
+
+TEST(WalkSchedule, CutsLongRowsOfFewHeadsIntoRuns) {
+  const auto of = [](const SsdShape& s) {
+    return cuda::walk_schedule({s.B, s.T, s.H, s.P}, s.G, s.Q);
+  };
+  const std::vector<SsdShape> shapes = run_walk_shapes();
+  EXPECT_EQ(of(shapes[0]).heads, 2);
+  EXPECT_EQ(of(shapes[0]).runs, 8);
+  EXPECT_EQ(of(shapes[1]).heads, 3);
+  EXPECT_EQ(of(shapes[1]).runs, 13);
+  for (const SsdShape& shape : walk_shapes()) EXPECT_EQ(of(shape).runs, 1) << shape.name;
+  EXPECT_EQ(of({.B = 1, .T = 16384, .H = 64, .Q = 128}).runs, 4);
+  EXPECT_EQ(of({.B = 4, .T = 4096, .H = 64, .Q = 128}).runs, 1);
+}
 
 // The least work of each kernel: whole chunks; more heads of a block than are in shared memory at a
 // time, which takes as many heads as fill a GPU.

@@ -1,6 +1,8 @@
 #include "kernels/chunk_state/chunk_state.h"
 
+#include "kernels/chunk_state/chunk_state_cuda.h"
 #include "kernels/chunk_state/entering_states.h"
+#include "kernels/core/arena.h"
 #include "kernels/core/chunks.h"
 #include "tests/support/gpu_twin.h"
 #include "tests/support/tensors.h"
@@ -72,33 +74,41 @@ void forward_and_backward(Side& side, const Shape& s) {
 void enter(Side& side, const Shape& s) {
   const Tensor documents_on_host = documents(s.B, s.T, s.starts, -1);
   const int64_t M = num_chunks(s.T, s.Q);
-  const Dims states{s.B, M, s.H, s.P, s.N}, ends{s.B, s.H, s.P, s.N}, decays{s.B, M, s.H};
-  const TensorView doc_begin = side.copy_of(documents_on_host);
+  const Dims states{s.B, M, s.H, s.P, s.N}, ends{s.B, s.H, s.P, s.N}, row{s.B, s.H};
   const auto [dt, cum] = steps(side, s, documents_on_host);
-  const TensorView x = side.normal({s.B, s.T, s.H, s.P}, 1, 0, s.padding);
-  const TensorView B = side.normal({s.B, s.T, s.G, s.N}, 1, 0, s.padding);
-  entering_states(side.ctx(), {.x = x,
-                               .B = B,
-                               .dt = dt,
-                               .cum = cum,
-                               .doc_begin = doc_begin,
-                               .initial = side.stat_normal(ends),
-                               .incoming = side.output("incoming", states, side.dtype()),
-                               .decay = side.output("decay", decays, side.stat()),
-                               .final_state = side.output("final", ends, side.stat()),
-                               .chunk = s.Q});
-  entering_states(side.ctx(), {.x = x,
-                               .B = B,
-                               .dt = dt,
-                               .cum = cum,
-                               .doc_begin = doc_begin,
-                               .incoming = side.output("from zero", states, side.dtype()),
-                               .decay = side.output("decay too", decays, side.stat()),
-                               .chunk = s.Q});
-  fold_states(side.ctx(),
-              {.x = x, .B = B, .dt = dt, .cum = cum, .doc_begin = doc_begin, .chunk = s.Q},
-              side.output("folded", ends, side.stat()),
-              side.output("row's decay", {s.B, s.H}, side.stat()));
+  const EnteringStates args{.x = side.normal({s.B, s.T, s.H, s.P}, 1, 0, s.padding),
+                            .B = side.normal({s.B, s.T, s.G, s.N}, 1, 0, s.padding),
+                            .dt = dt,
+                            .cum = cum,
+                            .doc_begin = side.copy_of(documents_on_host),
+                            .chunk = s.Q};
+  const TensorView initial = side.stat_normal(ends);
+  const auto run = [&](const std::string& how, const ConstTensorView& begin, const FindState& find,
+                       bool ends_too) {
+    EnteringStates all = args;
+    all.initial = begin, all.find_initial = find;
+    all.incoming = side.output("incoming " + how, states, side.dtype());
+    all.decay = side.output("decay " + how, {s.B, M, s.H}, side.stat());
+    if (ends_too) all.final_state = side.output("final " + how, ends, side.stat());
+    entering_states(side.ctx(), all);
+  };
+  run("from given", initial, {}, true);
+  run("from zero", {}, {}, false);
+  const auto find = [&](const StateFold& fold) -> ConstTensorView {
+    fold(side.output("added", ends, side.stat()), side.output("decay of all", row, side.stat()));
+    return initial;
+  };
+  run("from found", {}, find, true);
+  run(
+      "from found before", {}, [&](const StateFold&) { return initial; }, false);
+  fold_states(side.ctx(), args, side.output("folded", ends, side.stat()),
+              side.output("row's decay", row, side.stat()));
+}
+
+// The fold in f32 holds what every chunk adds.
+GpuBounds bounds_of(const Shape& s) {
+  const int64_t states = s.B * num_chunks(s.T, s.Q) * s.H * s.P * s.N;
+  return {.arena_bytes = align_up((size_t{16} << 20) + 4 * size_t(states))};
 }
 
 class ChunkStateGpu : public testing::TestWithParam<Shape> {};
@@ -108,7 +118,7 @@ TEST_P(ChunkStateGpu, AgreesWithCpu) {
 
 class EnteringStatesGpu : public testing::TestWithParam<Shape> {};
 TEST_P(EnteringStatesGpu, AgreesWithCpu) {
-  check_on_gpu([](Side& side) { enter(side, GetParam()); });
+  check_on_gpu([](Side& side) { enter(side, GetParam()); }, bounds_of(GetParam()));
 }
 
 INSTANTIATE_TEST_SUITE_P(
@@ -157,7 +167,34 @@ INSTANTIATE_TEST_SUITE_P(
 INSTANTIATE_TEST_SUITE_P(
     Further, EnteringStatesGpu,
     testing::Values(Shape{.T = 90, .H = 2, .P = 128, .N = 64, .Q = 32},
-                    Shape{.T = 70, .H = 132, .P = 64, .N = 128, .Q = 32, .starts = {{40}}}));
+                    Shape{.T = 70, .H = 132, .P = 64, .N = 128, .Q = 32, .starts = {{40}}},
+                    Shape{.T = 70, .H = 200, .P = 64, .N = 128, .Q = 32, .starts = {{40}}}));
+
+// Rows so long, of so few heads, that walks go over runs of two chunks side by side, and over one
+// at last.
+Shape long_rows() {
+  return {.B = 2,
+          .T = 3100,
+          .H = 10,
+          .P = 64,
+          .N = 128,
+          .Q = 128,
+          .starts = {{100, 255, 256, 3099}, {}}};
+}
+INSTANTIATE_TEST_SUITE_P(Runs, EnteringStatesGpu, testing::Values(long_rows()));
+
+TEST(RunSchedule, TakesLongRowsOfFewHeadsByRuns) {
+  const auto of = [](const Shape& s) { return cuda::RunSchedule({s.B, s.T, s.H, s.P}, s.N, s.Q); };
+  const cuda::RunSchedule runs = of(long_rows());
+  EXPECT_EQ(runs.chunks, 2);
+  EXPECT_EQ(runs.count, 13);
+  EXPECT_TRUE(runs.gains);
+  EXPECT_TRUE(of({.T = 16384, .H = 24, .P = 64, .N = 128, .Q = 128}).gains);
+  EXPECT_FALSE(of({.T = 2048, .H = 24, .P = 64, .N = 128, .Q = 128}).gains);
+  EXPECT_FALSE(of({.T = 16384, .H = 64, .P = 64, .N = 128, .Q = 128}).gains);
+  EXPECT_EQ(of({.T = 16384, .H = 64, .P = 64, .N = 128, .Q = 128}).count, 4);
+  EXPECT_EQ(of({.T = 70, .H = 200, .P = 64, .N = 128, .Q = 32}).count, 1);
+}
 
 // The least work of the kernels on tensor cores: more tiles of a chunk, and more chunks, than are
 // in shared memory at a time; more heads of a block; wide blocks.
