@@ -47,6 +47,7 @@ std::string environment_json(const RunEnvironment& run) {
   json["cores"] = std::thread::hardware_concurrency();
   json["instructions"] = instruction_set();
   json["memory"] = proc_value("/proc/meminfo", "MemTotal");
+  json["device"] = run.device;
   json["world"] = run.world;
   json["threads"] = run.threads;
   json["mesh"] = run.mesh;

@@ -11,6 +11,7 @@ struct RunEnvironment {
   int64_t world = 1;
   int64_t threads = 1;  // of a rank
   std::string mesh = {};
+  std::string device = {};  // of this rank, as RuntimeInfo has it
   std::vector<std::string> arguments = {};
 };
 

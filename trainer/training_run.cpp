@@ -8,6 +8,7 @@
 #include <chrono>
 #include <filesystem>
 
+#include "kernels/core/device_name.h"
 #include "kernels/core/dispatch.h"
 #include "kernels/core/threads.h"
 #include "kernels/gemm/gemm.h"
@@ -29,8 +30,6 @@ namespace {
 
 // A checkpoint folder itself, or the folder of a run's checkpoints.
 bool is_checkpoint(const std::string& path) { return exists(path + "/" + kManifestName); }
-
-constexpr double kGpuPeakFlops = 989e12;  // H100 and H200, SXM
 
 }  // namespace
 
@@ -108,6 +107,7 @@ void TrainingRun::open_logs() {
   folder_->write_environment(environment_json({.world = peers_.size(),
                                                .threads = num_threads(),
                                                .mesh = to_string(mesh_.shape()),
+                                               .device = runtime_info(place_.device).device,
                                                .arguments = options_.arguments}));
   metrics_file_ = std::make_unique<MetricsWriter>(folder_->file("metrics.jsonl"), warn);
   log_file_ = std::make_unique<AppendFile>(folder_->file("log.txt"), warn);
@@ -134,9 +134,9 @@ void TrainingRun::note(const std::string& text) {
 }
 
 // What model FLOP/s are a share of: on a GPU the dense bf16 peak that published figures are shares
-// of, on the CPU the GEMM rate of this rank while all ranks work.
+// of (0: not known), on the CPU the GEMM rate of this rank while all ranks work.
 double TrainingRun::measure_peak_flops() {
-  if (place_.device.is_cuda()) return kGpuPeakFlops;
+  if (place_.device.is_cuda()) return published_peak_flops(device_name(place_.device));
   constexpr int64_t kSize = 512;
   constexpr int kRuns = 8;
   Buffer memory(3 * kSize * kSize * sizeof(float), kCpu);
@@ -237,9 +237,9 @@ void TrainingRun::resume_from(const VerifiedCheckpoint& found, bool in_place) {
     saved_step_ = found.manifest.state.step;
   }
   note(fmt::format("resuming from {} at step {}", found.folder, found.manifest.state.step));
-  for (const std::string& change : runtime_changes(found.manifest.state.runtime, runtime_info())) {
+  const RuntimeInfo runtime = runtime_info(place_.device);
+  for (const std::string& change : runtime_changes(found.manifest.state.runtime, runtime))
     note("WARNING: bits may differ: " + change);
-  }
 }
 
 void TrainingRun::load_state(const VerifiedCheckpoint& found, LoadScope scope) {
@@ -329,7 +329,7 @@ StepMetrics TrainingRun::metrics_of(const StepReport& report) const {
                       .data_wait_s = report.data_wait_s};
   const double flops =
       trainer_->model().flops_per_token(config_.train.seq_len) * metrics.tokens_per_s;
-  metrics.mfu = flops / peak_flops_;
+  if (peak_flops_ > 0) metrics.mfu = flops / peak_flops_;
   metrics.memory_gib = double(trainer_->memory_bytes()) / double(1 << 30);
   metrics.skipped = !report.finite;
   if (!report.statistics.expert_counts.empty()) {
@@ -399,7 +399,7 @@ TrainingState TrainingRun::state() const {
           .rng_seed = uint64_t(config_.seed),
           .rng_step = trainer_->steps_done(),
           .optimizer_t = trainer_->optimizer().t(),
-          .runtime = runtime_info(),
+          .runtime = runtime_info(place_.device),
           .loss = last_loss_};
 }
 

@@ -1,9 +1,8 @@
-// What timing on a GPU needs beside operators: marks in a stream's work, and two properties of the
-// device. A build without CUDA has gpu_host.cpp, which refuses.
+// What timing on a GPU needs beside operators: marks in a stream's work, and the size of its cache.
+// A build without CUDA has gpu_host.cpp, which refuses.
 #pragma once
 
 #include <cstdint>
-#include <string>
 #include <vector>
 
 #include "kernels/core/device.h"
@@ -28,7 +27,6 @@ class Marks {
   std::vector<void*> events_;
 };
 
-std::string gpu_name(Device device);
 size_t gpu_cache_bytes(Device device);  // of the L2
 
 }  // namespace sluice::bench

@@ -30,12 +30,6 @@ double Marks::ms_after(int64_t index) const {
   return ms;
 }
 
-std::string gpu_name(Device device) {
-  cudaDeviceProp properties{};
-  CUDA_CHECK(cudaGetDeviceProperties(&properties, device.index));
-  return properties.name;
-}
-
 size_t gpu_cache_bytes(Device device) {
   int bytes = 0;
   CUDA_CHECK(cudaDeviceGetAttribute(&bytes, cudaDevAttrL2CacheSize, device.index));

@@ -8,7 +8,6 @@ Marks::~Marks() = default;
 void Marks::record(int64_t, Stream) {}
 double Marks::ms_after(int64_t) const { return 0; }
 
-std::string gpu_name(Device) { fail_no_cuda("sluice-bench"); }
 size_t gpu_cache_bytes(Device) { fail_no_cuda("sluice-bench"); }
 
 }  // namespace sluice::bench

@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <nlohmann/json.hpp>
 
-#include "tests/bench/gpu.h"
+#include "kernels/core/device_name.h"
 
 namespace sluice::bench {
 namespace {
@@ -116,7 +116,7 @@ std::string shape_of(const Result& result) {
 
 Machine machine_of(const Target& target, int threads) {
   return {.threads = threads,
-          .gpu = target.device.is_cuda() ? gpu_name(target.device) : "",
+          .gpu = target.device.is_cuda() ? device_name(target.device) : "",
           .dtype = target.dtype};
 }
 

@@ -6,8 +6,8 @@
 #include <nlohmann/json.hpp>
 
 #include "data/batch.h"
+#include "kernels/core/device_name.h"
 #include "parallel/self_communicator.h"
-#include "tests/bench/gpu.h"
 #include "trainer/step_engine.h"
 
 namespace sluice::bench {
@@ -75,13 +75,9 @@ class Step {
   StepCase step_;
 };
 
-// Dense bf16, as the vendor states it.
 double peak_flops_per_s(const Target& target) {
   if (target.device.is_cpu() || target.dtype != DType::bf16) return 0;
-  const std::string name = gpu_name(target.device);
-  if (name.find("H100") != name.npos || name.find("H200") != name.npos) return 989e12;
-  if (name.find("A100") != name.npos) return 312e12;
-  return 0;
+  return published_peak_flops(device_name(target.device));
 }
 
 }  // namespace

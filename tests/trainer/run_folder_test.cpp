@@ -111,9 +111,11 @@ TEST(RunFolder, WritesItsFilesWhole) {
   folder.write_config("name: x\n");
   folder.write_config("name: y\n");
   EXPECT_EQ(temp.read("run/config.yaml"), "name: y\n");
-  folder.write_environment(environment_json({.world = 2, .threads = 3, .arguments = {"train"}}));
+  folder.write_environment(
+      environment_json({.world = 2, .threads = 3, .device = "cpu", .arguments = {"train"}}));
   const nlohmann::json json = nlohmann::json::parse(temp.read("run/env.json"));
   EXPECT_EQ(json["world"], 2);
+  EXPECT_EQ(json["device"], "cpu");
   EXPECT_EQ(json["arguments"][0], "train");
   EXPECT_TRUE(json["commit"].is_string());
   int files = 0;

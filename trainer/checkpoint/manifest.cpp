@@ -128,6 +128,8 @@ TrainingState state_from_json(const JsonNode& root) {
   state.runtime.blas = runtime.member("blas").text(kMaxName);
   state.runtime.blas_version = runtime.member("blas_version").text(kMaxName);
   state.runtime.isa = runtime.member("isa").text(kMaxName);
+  if (runtime.value().contains("device"))  // not in the first checkpoints of this version
+    state.runtime.device = runtime.member("device").text(kMaxName);
   state.loss = parse_hex_float(root.member("loss"));
   return state;
 }
@@ -163,7 +165,8 @@ std::string text_without_hash(const Manifest& manifest) {
                 {{"threads", state.runtime.threads},
                  {"blas", state.runtime.blas},
                  {"blas_version", state.runtime.blas_version},
-                 {"isa", state.runtime.isa}});
+                 {"isa", state.runtime.isa},
+                 {"device", state.runtime.device}});
   append_member(text, "data", state.data);
   append_member(text, "config_hash", xxh3_128_hex(state.config));
   append_member(text, "config", state.config);

@@ -32,6 +32,7 @@ struct RuntimeInfo {
   std::string blas;          // "openblas"
   std::string blas_version;  // "0.3.21"
   std::string isa;           // "avx512"
+  std::string device = {};   // "cpu"; "NVIDIA H100 80GB HBM3, cuBLASLt 13.0.2, NCCL 2.28.3"
 
   friend bool operator==(const RuntimeInfo& a, const RuntimeInfo& b) = default;
 };

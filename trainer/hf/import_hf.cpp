@@ -75,7 +75,7 @@ TrainingState state_of(const LoadedModel& loaded) {
           .rng_seed = uint64_t(config.seed),
           .rng_step = 0,
           .optimizer_t = 0,
-          .runtime = runtime_info()};
+          .runtime = runtime_info(kCpu)};
 }
 
 std::optional<double> compare_logits(const std::string& folder, const LoadedModel& loaded) {

@@ -140,7 +140,8 @@ inline TrainingState state_at(int64_t step) {
   state.rng_seed = 0xfedcba9876543210u;
   state.rng_step = step;
   state.optimizer_t = step - 1;
-  state.runtime = {.threads = 2, .blas = "openblas", .blas_version = "0.3.21", .isa = "avx512"};
+  state.runtime = {
+      .threads = 2, .blas = "openblas", .blas_version = "0.3.21", .isa = "avx512", .device = "cpu"};
   state.loss = 2.0 / 3.0;
   return state;
 }

@@ -43,6 +43,14 @@ TEST(Manifest, GoodOnesPass) {
   EXPECT_EQ(parse_manifest(sign(good_document()), "M").tensors.size(), 15u);
 }
 
+// The first checkpoints did not say what they were computed on.
+TEST(Manifest, MayNameNoDevice) {
+  json document = good_document();
+  EXPECT_NE(parse_manifest(sign(document), "M").state.runtime.device, "");
+  document["runtime"].erase("device");
+  EXPECT_EQ(parse_manifest(sign(document), "M").state.runtime.device, "");
+}
+
 struct Lie {
   const char* place;    // JSON pointer
   const char* value;    // JSON; "" to remove the member
@@ -87,6 +95,7 @@ const Lie kLies[] = {
     {"/rng/step", "", "rng: has no \"step\""},
     {"/optimizer", "3", "optimizer: expected an object, got 3"},
     {"/runtime/threads", "0", "runtime.threads"},
+    {"/runtime/device", "8", "runtime.device: expected a string"},
     {"/loss", "\"much\"", "loss: expected a hexadecimal float"},
     {"/loss", "1.5", "loss: expected a string"},
     {"/files", "{}", "files: expected a list"},
