@@ -48,15 +48,26 @@ StepEngine::StepEngine(const Config& config, const Mesh& mesh, DType dtype, cons
                                              place.device, !mesh.planned())
                                        : nullptr),
       arenas_(make_arenas()) {
-  if (takes_graph()) graph_ = std::make_unique<DeviceGraph>();
+  const bool runs_on_gpu = place.device.is_cuda() && !mesh.planned();
+  if (runs_on_gpu && why_no_graph().empty()) graph_ = std::make_unique<DeviceGraph>();
   if (!mesh.planned()) store_.initialise(uint64_t(config.seed));
 }
 
 // A step is one graph where its launches are the same every time, and the host reads nothing
 // within.
-bool StepEngine::takes_graph() const {
-  return place_.device.is_cuda() && config_.train.graph && carried_ == nullptr &&
-         (mesh_.shape().ep == 1 || !has_dropless_experts(model_)) && !mesh_.planned();
+std::string StepEngine::why_no_graph() const {
+  if (!config_.train.graph) return "train.graph is false";
+  if (carried_ != nullptr) return "data.carry_state exchanges the states of rows between steps";
+  if (mesh_.shape().ep > 1 && has_dropless_experts(model_))
+    return "the host reads how many tokens travel to experts; with moe.capacity_factor it need not";
+  return "";
+}
+
+std::string StepEngine::describe_launches() const {
+  if (place_.device.is_cpu()) return "";
+  const std::string why_not = why_no_graph();
+  return why_not.empty() ? "a step is one CUDA graph"
+                         : "a step is launched anew each time: " + why_not;
 }
 
 // As large as a step with one micro-batch, or an evaluation, says.

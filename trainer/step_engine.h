@@ -5,6 +5,7 @@
 
 #include <functional>
 #include <memory>
+#include <string>
 
 #include "data/batch.h"
 #include "kernels/core/device_memory.h"
@@ -96,6 +97,8 @@ class StepEngine {
   const Place& place() const { return place_; }
   EngineMemory memory() const;
   bool uses_graph() const { return graph_ != nullptr; }
+  // How a GPU gets a step, for a log: as one graph, or why not. Empty on the CPU.
+  std::string describe_launches() const;
 
   // Batches that were taken for the next step, if there are any, are not those of the next step.
   void discard_staged() { accumulation_.discard_staged(); }
@@ -106,7 +109,7 @@ class StepEngine {
 
  private:
   StepArenas make_arenas() const;
-  bool takes_graph() const;
+  std::string why_no_graph() const;
   void enqueue(const StepInput& input);
   void accumulate_gradients(const StepInput& input);
   void clip();

@@ -120,6 +120,8 @@ void TrainingRun::open_logs() {
                    to_string(mesh_.shape()), num_threads(),
                    double(trainer_->memory_bytes()) / double(1 << 30)));
   if (!memory_note_.empty()) note(memory_note_);
+  const std::string launches = trainer_->engine().describe_launches();
+  if (!launches.empty()) note(launches);
   if (kBuiltWithCuda && place_.device.is_cpu() && config_.device == DeviceChoice::auto_)
     note("on the CPU: " + why_no_cuda_device());
   for (const std::string& exchange : trainer_->model().exchanges()) note(exchange);

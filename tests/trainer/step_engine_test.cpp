@@ -89,5 +89,31 @@ TEST(StepEngineBuckets, AreReducedWhileTheBackwardGoesOn) {
   }
 }
 
+// On a planned mesh, which needs no GPU.
+TEST(StepEngineLaunches, AreOneGraphOrSayWhyNot) {
+  Config config = two_bucket_config();
+  const auto launches = [&](const MeshShape& shape, Device device) {
+    return StepEngine(config, Mesh(shape, 0), DType::f32, {.device = device}).describe_launches();
+  };
+  constexpr Device kGpu{Device::Kind::cuda, 0};
+  const std::string one_graph = "a step is one CUDA graph";
+  EXPECT_EQ(launches({}, kCpu), "");
+  EXPECT_EQ(launches({}, kGpu), one_graph);
+
+  config.model.stack.pattern = "ME";
+  MoeConfig& moe = std::get<MoeConfig>(config.model.sections);
+  moe.experts = 4, moe.hidden = 8;
+  EXPECT_EQ(launches({.dp = 2}, kGpu), one_graph);
+  EXPECT_NE(launches({.dp = 2, .ep = 2}, kGpu).find("moe.capacity_factor"), std::string::npos);
+  moe.capacity_factor = 1;
+  EXPECT_EQ(launches({.dp = 2, .ep = 2}, kGpu), one_graph);
+
+  config.data.carry_state = true;
+  EXPECT_NE(launches({}, kGpu).find("data.carry_state"), std::string::npos);
+  config.data.carry_state = false;
+  config.train.graph = false;
+  EXPECT_EQ(launches({}, kGpu), "a step is launched anew each time: train.graph is false");
+}
+
 }  // namespace
 }  // namespace sluice::test
