@@ -32,6 +32,19 @@ bool is_mixer(const BranchConfig& branch) {
   return mixer;
 }
 
+// An error of an operator names it; where it ran and on what is said here. `x`: the shape of a
+// branch's input.
+template <class Body>
+void run_branch(const std::string& name, const char* pass, const TensorView& x, Body&& body) {
+  try {
+    body();
+  } catch (const Error& error) {
+    if (error.code() != ExitCode::bug) throw;
+    throw Error(error.code(), concat(error.what(), "; in the ", pass, " of ", name, ", x ",
+                                     to_string(x.dims), " ", name_of(x.dtype)));
+  }
+}
+
 }  // namespace
 
 Model::Model(const ModelConfig& config, ParameterStore& store, const ModelBuild& build)
@@ -105,13 +118,15 @@ Model::Tape Model::forward(const Context& ctx, const ModelInput& input,
           ctx, {.tokens = input.tokens, .weight = store_.value(embedding_), .y = frame.residual});
     }
     norm(branches_[i].norm, i == 0, frame.residual, tape.normed, frame.rstd);
-    frame.saved =
-        branches_[i].layer->forward(ctx, input.rows,
-                                    {.x = tape.normed,
-                                     .y = y,
-                                     .statistics = pass.statistics,
-                                     .carried = input.carried.empty() ? nullptr : &input.carried[i],
-                                     .routing = pass.routing});
+    run_branch(branches_[i].name, "forward", y, [&] {
+      frame.saved = branches_[i].layer->forward(
+          ctx, input.rows,
+          {.x = tape.normed,
+           .y = y,
+           .statistics = pass.statistics,
+           .carried = input.carried.empty() ? nullptr : &input.carried[i],
+           .routing = pass.routing});
+    });
     tape.frames.push_back(std::move(frame));
   }
   tape.hidden = ctx.saved->alloc(dims, dtype);
@@ -175,7 +190,9 @@ void Model::backward(const Context& ctx, const ModelInput& input, const Training
                                .y = tape.normed,
                                .eps = config_.norm_eps});
       }
-      branch.layer->backward(ctx, input.rows, {.dy = dresidual.rounded, .dx = dx}, *frame.saved);
+      run_branch(branch.name, "backward", dx, [&] {
+        branch.layer->backward(ctx, input.rows, {.dy = dresidual.rounded, .dx = dx}, *frame.saved);
+      });
       rms_norm_backward(ctx, {.dy = dx,
                               .sum = frame.residual,
                               .weight = store_.value(branch.norm),

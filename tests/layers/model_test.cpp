@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <set>
+
 #include "tests/support/layer_check.h"
 
 namespace sluice::test {
@@ -185,6 +187,29 @@ TEST_P(ModelPatterns, CountingRunGivesTheExactPeaks) {
   h.train();
   EXPECT_EQ(saved.peak(), h.ctx.saved().peak());
   EXPECT_EQ(scratch.peak(), h.ctx.scratch().peak());
+}
+
+// Scratch that ends too early makes operators fail, one after the other.
+TEST(ModelErrors, SayWhereTheyAre) {
+  Harness h(tiny("M-"), DType::f32);
+  h.train();
+  std::set<std::string> places;
+  for (size_t bytes = 1024; bytes < h.ctx.scratch().peak(); bytes += 256) {
+    Arena scratch("scratch", bytes, kCpu);
+    Context ctx = h.ctx;
+    ctx.scratch = &scratch;
+    try {
+      h.model.train(ctx, h.input(), {.loss_scale = h.scale, .loss = h.loss});
+      ADD_FAILURE() << "ran with " << bytes << " bytes";
+    } catch (const Error& error) {
+      const std::string message = error.what();
+      EXPECT_NE(message.find("arena 'scratch'"), std::string::npos) << message;
+      const size_t place = message.find("; in the ");
+      if (place != std::string::npos) places.insert(message.substr(place));
+    }
+  }
+  EXPECT_TRUE(places.contains("; in the forward of branches.0.mamba2, x (2, 13, 8) f32"));
+  EXPECT_TRUE(places.contains("; in the backward of branches.0.mamba2, x (2, 13, 8) f32"));
 }
 
 INSTANTIATE_TEST_SUITE_P(Stacks, ModelPatterns,
