@@ -142,11 +142,12 @@ std::vector<StepCase> step_cases(const Target& target) {
   if (target.device.is_cpu()) {
     return {{"mamba-130m", 1, 512}, {"mamba2-130m", 1, 512}, {"hybrid-130m", 1, 512}};
   }
-  return {{"mamba2-130m", 1, 2048},  {"mamba2-130m", 8, 2048},      {"mamba2-130m", 32, 2048},
-          {"mamba2-370m", 16, 2048}, {"mamba2-1.3b", 4, 2048},      {"mamba2-1.3b", 8, 2048},
-          {"mamba-130m", 8, 2048},   {"mamba-130m", 32, 2048},      {"mamba-1.4b", 4, 2048},
-          {"mamba-1.4b", 8, 2048},   {"hybrid-130m", 8, 2048},      {"hybrid-130m", 32, 2048},
-          {"jamba-mini", 8, 2048},   {"transformer-1.3b", 4, 2048}, {"transformer-1.3b", 8, 2048}};
+  return {{"mamba2-130m", 1, 2048},     {"mamba2-130m", 8, 2048},  {"mamba2-130m", 32, 2048},
+          {"mamba2-370m", 8, 2048},     {"mamba2-370m", 16, 2048}, {"mamba2-1.3b", 4, 2048},
+          {"mamba2-1.3b", 8, 2048},     {"mamba-130m", 8, 2048},   {"mamba-130m", 32, 2048},
+          {"mamba-1.4b", 4, 2048},      {"mamba-1.4b", 8, 2048},   {"hybrid-130m", 8, 2048},
+          {"hybrid-130m", 32, 2048},    {"jamba-mini", 8, 2048},   {"transformer-1.3b", 4, 2048},
+          {"transformer-1.3b", 8, 2048}};
 }
 
 Case copy_ceiling(const Target& target) {

@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "kernels/core/device_memory.h"
-#include "kernels/core/dispatch.h"
+#include "kernels/core/error.h"
 #include "tests/bench/cases.h"
 #include "trainer/suggest.h"
 
@@ -24,9 +24,7 @@ void require_known(const char* option, const char* what, const std::vector<std::
 Target choose_target(const std::string& device, const std::string& precision) {
   const bool has_gpu = num_cuda_devices() > 0;
   if (device == "cuda" && !has_gpu) {
-    throw UsageError(kBuiltWithCuda
-                         ? "--device cuda: this machine has no GPU that the driver knows"
-                         : "--device cuda: this build has no CUDA; build with SLUICE_WITH_CUDA=ON");
+    throw UsageError("--device cuda: " + why_no_cuda_device());
   }
   const bool on_gpu = device == "cuda" || (device == "auto" && has_gpu);
   if (!on_gpu && precision == "bf16") {
