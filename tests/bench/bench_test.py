@@ -4,8 +4,11 @@
     bench_test.py PATH_OF_SLUICE_BENCH [PATH_OF_ITS_AVX2_TWIN]
 """
 import json
+import pathlib
+import shutil
 import subprocess
 import sys
+import tempfile
 import unittest
 
 BENCH = None
@@ -35,6 +38,19 @@ class Bench(unittest.TestCase):
             self.assertAlmostEqual(line["of_copy"], line["tb_s"] / line["copy_tb_s"], places=9)
         self.assertGreater(ceilings["first"]["tb_s"], 0)
         self.assertGreater(ceilings["last"]["tflops"], 0)
+
+    def test_a_step_has_its_keys(self):
+        small = pathlib.Path(__file__).parents[2] / "configs/small/hybrid.yaml"
+        with tempfile.TemporaryDirectory() as folder:
+            shutil.copy(small, pathlib.Path(folder) / "hybrid-130m.yaml")
+            result = bench("--json", "--ops", "step", "--models", "hybrid-130m", "--configs", folder)
+        self.assertEqual(result.returncode, 0, result.stderr)
+        step = json.loads(result.stdout.splitlines()[0])
+        self.assertEqual((step["op"], step["model"], step["B"], step["T"]),
+                         ("step", "hybrid-130m", 1, 512))
+        for key in ("step_ms", "peak_gib", "mfu", "first_step_s"):
+            self.assertGreater(step[key], 0, key)
+        self.assertAlmostEqual(step["tok_s"] * step["step_ms"] / 512e3, 1, places=9)
 
     def test_table(self):
         result = bench("--ops", "norm", "--threads", "1")
