@@ -1,76 +1,35 @@
 // The six Hugging Face families against transformers' own logits, loss and gradients.
 #include <gtest/gtest.h>
 
-#include <cmath>
-
 #include "data/hdf5_file.h"
 #include "data/token_store.h"
 #include "tests/support/errors.h"
-#include "tests/support/fixtures.h"
-#include "tests/support/tolerance.h"
+#include "tests/support/hf_scores.h"
 #include "trainer/hf/hf_model.h"
-#include "trainer/hf/safetensors.h"
-#include "trainer/score.h"
 
 namespace sluice {
 namespace {
 
 using test::expect_error;
+using test::expect_scores;
+using test::ExpectedScores;
 using test::fixture_folder;
+using test::relative_error;
 using test::TempFolder;
-
-std::vector<double> expected_values(const SafetensorsFile& file, const std::string& name) {
-  const SafetensorsEntry* const entry = file.find(name);
-  SLUICE_CHECK(entry != nullptr, "no ", name);
-  std::vector<double> values(entry->numel());
-  file.read_values(*entry, DType::f64, values.data());
-  return values;
-}
-
-template <class T>
-double relative_error(const T* got, const std::vector<double>& expected) {
-  double difference = 0;
-  double norm = 0;
-  for (size_t i = 0; i < expected.size(); ++i) {
-    difference += (double(got[i]) - expected[i]) * (double(got[i]) - expected[i]);
-    norm += expected[i] * expected[i];
-  }
-  return std::sqrt(difference / norm);
-}
 
 class HfFixtures : public testing::TestWithParam<const char*> {
  protected:
-  std::string folder_ = fixture_folder(GetParam());
-  SafetensorsFile expected_{folder_ + "/expected.safetensors"};
+  ExpectedScores expected_{GetParam()};
+  const std::string& folder_ = expected_.folder();
 };
 
-TEST_P(HfFixtures, LossLogitsAndGradients) {
-  const LoadedModel loaded = load_model(folder_);
-  const TokenRows rows = read_token_rows(folder_ + "/tokens.json", loaded.config.vocab_size);
-  const Scores scores = score(loaded, rows, {.logits = true, .gradients = true});
-  EXPECT_NEAR(scores.loss, expected_values(expected_, "loss")[0], test::kFixtureLoss);
-  EXPECT_EQ(scores.targets, 138);
-  EXPECT_LE(relative_error(scores.logits.as<float>(), expected_values(expected_, "logits")),
-            test::kFixtureLogits);
-
-  // Every tensor of the file has a gradient, and the other way round.
-  size_t gradients = 0;
-  for (const SafetensorsEntry& entry : expected_.tensors())
-    gradients += entry.name.starts_with("grad.");
-  EXPECT_EQ(loaded.tensors.size(), gradients);
-  for (const SourceTensor& tensor : loaded.tensors) {
-    const std::vector<double> gradient = expected_values(expected_, "grad." + tensor.name);
-    const TensorView got = loaded.store->view(scores.gradients, tensor.parameter);
-    EXPECT_LE(relative_error(got.as<float>() + tensor.begin, gradient), test::kFixtureGradient)
-        << tensor.name;
-  }
-}
+TEST_P(HfFixtures, LossLogitsAndGradients) { expect_scores(load_model(folder_), expected_); }
 
 TEST_P(HfFixtures, InDoubleTheErrorIsTheReferences) {
   const LoadedModel loaded = load_model(folder_, DType::f64);
   const TokenRows rows = read_token_rows(folder_ + "/tokens.json", loaded.config.vocab_size);
   const Scores scores = score(loaded, rows, {.logits = true, .gradients = false});
-  EXPECT_LE(relative_error(scores.logits.as<double>(), expected_values(expected_, "logits")),
+  EXPECT_LE(relative_error(scores.logits.as<double>(), expected_.values("logits")),
             test::kFixtureLogits / 20);
 }
 
