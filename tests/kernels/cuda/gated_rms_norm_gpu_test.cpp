@@ -38,7 +38,7 @@ void forward_backward(Side& side, const Case& c, GateOrder gate) {
                                        .gate = gate});
 }
 
-constexpr GpuBounds kBounds = {.arena_bytes = size_t{2} << 20};
+constexpr GpuBounds kBounds = {.arena_bytes = size_t{2} << 20, .rounds_once = true};
 
 class GatedRmsNormGpu : public testing::TestWithParam<Case> {};
 
