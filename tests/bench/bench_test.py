@@ -43,7 +43,8 @@ class Bench(unittest.TestCase):
         small = pathlib.Path(__file__).parents[2] / "configs/small/hybrid.yaml"
         with tempfile.TemporaryDirectory() as folder:
             shutil.copy(small, pathlib.Path(folder) / "hybrid-130m.yaml")
-            result = bench("--json", "--ops", "step", "--models", "hybrid-130m", "--configs", folder)
+            result = bench("--json", "--ops", "step", "--models", "hybrid-130m",
+                           "--configs", folder)
         self.assertEqual(result.returncode, 0, result.stderr)
         step = json.loads(result.stdout.splitlines()[0])
         self.assertEqual((step["op"], step["model"], step["B"], step["T"]),
