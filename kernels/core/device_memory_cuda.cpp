@@ -165,8 +165,14 @@ void DeviceGraph::launch(Stream stream) const {
   CUDA_CHECK(cudaGraphLaunch(static_cast<cudaGraphExec_t>(handle_), handle_of(stream)));
 }
 
+// A kernel that went wrong is told of here, by whoever waits, not where it was started.
 void Stream::sync() const {
-  if (handle != nullptr) CUDA_CHECK(cudaStreamSynchronize(static_cast<cudaStream_t>(handle)));
+  if (handle == nullptr) return;
+  const cudaError_t status = cudaStreamSynchronize(static_cast<cudaStream_t>(handle));
+  if (status == cudaSuccess) return;
+  throw Error(ExitCode::bug,
+              concat("CUDA: ", cudaGetErrorString(status), " in a kernel started before; with ",
+                     "CUDA_LAUNCH_BLOCKING=1 and train.graph=false the error names the operator"));
 }
 
 }  // namespace sluice
