@@ -16,7 +16,6 @@ struct Index {
   int64_t experts_stride;
   int32_t* slot;
   int64_t slot_stride;
-  int32_t* source;
   int64_t* offsets;
   int32_t* kept;        // or null
   const float* before;  // or null
@@ -141,7 +140,6 @@ __global__ void __launch_bounds__(kWarp) place_entries_kernel(Index p) {
                      return;
                    }
                    slot = int32_t(p.offsets[expert]) + p.row_starts[b * p.X + expert] + rank;
-                   p.source[slot] = int32_t(t);
                  });
 }
 
@@ -155,7 +153,6 @@ void token_index(const Context& ctx, const TokenIndex& args, const TensorView& s
                     .experts_stride = args.experts.row_stride,
                     .slot = args.slot.as<int32_t>(),
                     .slot_stride = args.slot.row_stride,
-                    .source = args.source.as<int32_t>(),
                     .offsets = args.offsets.as<int64_t>(),
                     .kept = args.kept ? args.kept.as<int32_t>() : nullptr,
                     .before = args.before ? args.before.as<float>() : nullptr,

@@ -32,7 +32,6 @@ void token_index(const Context& ctx, const TokenIndex& args) {
   const int64_t X = args.offsets.numel() - 1;
   expect("experts", args.experts, {B, T, k}, DType::i32, ctx.device);
   expect("slot", args.slot, {B, T, k}, DType::i32, ctx.device);
-  expect("source", args.source, {B * T * k}, DType::i32, ctx.device);
   expect("offsets", args.offsets, {X + 1}, DType::i64, ctx.device);
   if (args.before) expect("before", args.before, {B, X}, args.before.dtype, ctx.device);
   if (args.kept) expect("kept", args.kept, {X}, DType::i32, ctx.device);
@@ -53,21 +52,18 @@ void token_index(const Context& ctx, const TokenIndex& args) {
 }
 
 void token_permute_forward(const Context& ctx, const TokenPermuteForward& args) {
-  const auto [B, T, D] = args.x.shape<3>("x: (B, T, D)");
-  const auto [entries, columns] = args.rows.shape<2>("rows: (B*T*k, D)");
-  SLUICE_CHECK(args.offsets.dims.rank == 1 && args.offsets.numel() >= 2, "offsets: (X + 1), got ",
-               to_string(args.offsets.dims));
-  SLUICE_CHECK(columns == D, "rows: (B*T*k, ", D, ") as x has it, got ", to_string(args.rows.dims));
-  expect("x", args.x, {B, T, D}, args.x.dtype, ctx.device);
-  expect("source", args.source, {entries}, DType::i32, ctx.device);
-  expect("offsets", args.offsets, args.offsets.dims, DType::i64, ctx.device);
-  expect("rows", args.rows, {entries, D}, args.x.dtype, ctx.device);
+  const auto [B, T, k] = args.slot.shape<3>("slot: (B, T, k)");
+  const DType dtype = args.x.dtype;
+  const int64_t D = args.x.row_size();
+  expect("slot", args.slot, {B, T, k}, DType::i32, ctx.device);
+  expect("x", args.x, {B, T, D}, dtype, ctx.device);
+  expect("rows", args.rows, {B * T * k, D}, dtype, ctx.device);
   if (ctx.counting()) return;
   if (ctx.device.is_cuda()) {
     if constexpr (kBuiltWithCuda) return cuda::token_permute_forward(ctx, args);
     fail_no_cuda("token_permute_forward");
   }
-  dispatch_float(args.x.dtype, [&]<class Float>() { cpu::token_permute_forward<Float>(args); });
+  dispatch_float(dtype, [&]<class Float>() { cpu::token_permute_forward<Float>(args); });
 }
 
 void token_permute_backward(const Context& ctx, const TokenPermuteBackward& args) {

@@ -1,10 +1,11 @@
 // Sorting tokens by expert and back. Entries are token-major, then choice: entry i = t * k + j.
 // Within an expert entries keep that order (a stable counting sort), so results are reproducible.
 //
-//   index:      slot[t,j]    = position of the entry among the sorted rows, -1 if dropped
-//               source[slot] = t (the token's index in B*T);  offsets[e] = first slot of expert e
-//   permute:    rows[slot]   = x[source[slot]]
-//   unpermute:  y[t]         = sum_j weights[t,j] * rows[slot[t,j]]   (dropped entries add nothing)
+//   index:      slot[t,j]       = position of the entry among the sorted rows, -1 if dropped
+//               offsets[e]      = first slot of expert e
+//   permute:    rows[slot[t,j]] = x[t]
+//   unpermute:  y[t]            = sum_j weights[t,j] * rows[slot[t,j]]   (dropped entries add
+//                                 nothing)
 //
 // With a capacity, expert e keeps the first `capacity` of its entries in each row of the batch, in
 // token order (Lepikhin et al., "GShard", 2020); per row, so that no layout changes what is
@@ -24,7 +25,6 @@ struct TokenIndex {
   ConstTensorView before = {};   // (B, X) f32 or f64: a row's choices of e before its tokens here;
                                  // optional: none
   TensorView slot = {};          // (B, T, k) i32
-  TensorView source = {};        // (B*T*k) i32, filled up to offsets[X]
   TensorView offsets = {};       // (X + 1) i64
   TensorView kept = {};          // (X) i32: kept entries of every expert; optional
   int64_t capacity = 0;          // entries an expert takes from one row; 0: all
@@ -32,10 +32,9 @@ struct TokenIndex {
 void token_index(const Context& ctx, const TokenIndex& args);
 
 struct TokenPermuteForward {
-  ConstTensorView x = {};        // (B, T, D)
-  ConstTensorView source = {};   // (B*T*k) i32
-  ConstTensorView offsets = {};  // (X + 1) i64
-  TensorView rows = {};          // (B*T*k, D), filled up to offsets[X]
+  ConstTensorView x = {};     // (B, T, D)
+  ConstTensorView slot = {};  // (B, T, k) i32
+  TensorView rows = {};       // (B*T*k, D), filled up to offsets[X]
 };
 void token_permute_forward(const Context& ctx, const TokenPermuteForward& args);
 

@@ -44,7 +44,6 @@ void token_index(const TokenIndex& args, TensorView cursor_view, TensorView take
   int64_t* const cursor = cursor_view.as<int64_t>();
   int64_t* const taken = taken_view.as<int64_t>();
   int64_t* const offsets = args.offsets.as<int64_t>();
-  int32_t* const source = args.source.as<int32_t>();
   std::fill_n(cursor, X, int64_t{0});
   for_each_entry(args, taken,
                  [&](int64_t, int64_t, int32_t expert, bool kept) { cursor[expert] += kept; });
@@ -55,19 +54,21 @@ void token_index(const TokenIndex& args, TensorView cursor_view, TensorView take
     cursor[e] = offsets[e];
   }
   for_each_entry(args, taken, [&](int64_t t, int64_t j, int32_t expert, bool kept) {
-    args.slot.row<int32_t>(t)[j] = kept ? int32_t(cursor[expert]) : -1;
-    if (kept) source[cursor[expert]++] = int32_t(t);
+    args.slot.row<int32_t>(t)[j] = kept ? int32_t(cursor[expert]++) : -1;
   });
 }
 
 template <class T>
 void token_permute_forward(const TokenPermuteForward& args) {
-  const int64_t kept = args.offsets.as<int64_t>()[args.offsets.numel() - 1];
+  const int64_t tokens = args.x.rows();
   const int64_t D = args.x.row_size();
-  const int32_t* const source = args.source.as<int32_t>();
+  const int64_t k = args.slot.row_size();
 #pragma omp parallel for schedule(static)
-  for (int64_t slot = 0; slot < kept; ++slot) {
-    std::copy_n(args.x.row<T>(source[slot]), D, args.rows.row<T>(slot));
+  for (int64_t t = 0; t < tokens; ++t) {
+    const int32_t* const slot = args.slot.row<int32_t>(t);
+    for (int64_t j = 0; j < k; ++j) {
+      if (slot[j] >= 0) std::copy_n(args.x.row<T>(t), D, args.rows.row<T>(slot[j]));
+    }
   }
 }
 

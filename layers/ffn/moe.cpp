@@ -26,7 +26,6 @@ struct Moe::SavedTensors : Saved {
   ConstTensorView counts;  // (B, X): choices of whole rows, or of what is here (see from_ranks)
   ConstTensorView before;  // (B, X): choices of earlier sequence ranks; with a capacity
   TensorView slot;         // (B, T, k) i32
-  TensorView source;       // (B*T*k) i32
   TensorView offsets;      // (X + 1) i64
   TensorView kept;         // (X) i32: entries of this rank for every expert
   TensorView out;          // (B*T*k, D)
@@ -228,15 +227,12 @@ void Moe::finish_counting(const Context& ctx, const Rows& rows, const FromRanks&
 
 // The order of the entries by expert.
 void Moe::index(const Context& ctx, int64_t capacity, SavedTensors& saved) const {
-  const int64_t entries = saved.experts.numel();
   saved.slot = ctx.saved->alloc(saved.experts.dims, DType::i32);
-  saved.source = ctx.saved->alloc({entries}, DType::i32);
   saved.offsets = ctx.saved->alloc({X_ + 1}, DType::i64);
   saved.kept = ctx.saved->alloc({X_}, DType::i32);
   token_index(ctx, {.experts = saved.experts,
                     .before = saved.before,
                     .slot = saved.slot,
-                    .source = saved.source,
                     .offsets = saved.offsets,
                     .kept = saved.kept,
                     .capacity = capacity});
@@ -255,8 +251,7 @@ void Moe::experts_forward(const Context& ctx, const FromRanks& from_ranks, int64
   if (distributed_ && !from_ranks.filled) {
     counted = distributed_->begin_counts(saved.kept, from_ranks.expert_counts);
   }
-  token_permute_forward(
-      ctx, {.x = saved.x, .source = saved.source, .offsets = saved.offsets, .rows = rows});
+  token_permute_forward(ctx, {.x = saved.x, .slot = saved.slot, .rows = rows});
   if (distributed_) {
     counted.order(ctx.stream);
     if (capacity > 0) {
@@ -353,8 +348,7 @@ void Moe::experts_backward(const Context& ctx, const SavedTensors& saved, const 
                              .dlogits = dlogits,
                              .options = router_options()});
   const auto sort_rows = [&](const TensorView& rows) {
-    token_permute_forward(
-        ctx, {.x = saved.x, .source = saved.source, .offsets = saved.offsets, .rows = rows});
+    token_permute_forward(ctx, {.x = saved.x, .slot = saved.slot, .rows = rows});
   };
   if (distributed_) {
     distributed_->backward(ctx, drows, saved.tape, sort_rows, meanwhile);

@@ -21,7 +21,6 @@ class Moe final : public Workload {
         experts_(zeros({1, s.T, s.k}, DType::i32)),
         weights_(stat_zeros({1, s.T, s.k})),
         slot_(zeros({1, s.T, s.k}, DType::i32)),
-        source_(zeros({s.T * s.k}, DType::i32)),
         offsets_(zeros({s.X + 1}, DType::i64)),
         rows_(zeros({s.T * s.k, s.D})),
         gate_up_(zeros({s.T * s.k, 2 * s.F})),
@@ -42,8 +41,8 @@ class Moe final : public Workload {
     gemm(ctx, {.a = x_.matrix(), .b = router_, .c = logits_.matrix(), .transpose_b = true});
     topk_router_forward(
         ctx, {.logits = logits_, .experts = experts_, .weights = weights_, .options = options_});
-    token_index(ctx, {.experts = experts_, .slot = slot_, .source = source_, .offsets = offsets_});
-    token_permute_forward(ctx, {.x = x_, .source = source_, .offsets = offsets_, .rows = rows_});
+    token_index(ctx, {.experts = experts_, .slot = slot_, .offsets = offsets_});
+    token_permute_forward(ctx, {.x = x_, .slot = slot_, .rows = rows_});
     grouped_up(
         ctx,
         {.rows = rows_, .weights = up_, .offsets = offsets_, .up = gate_up_, .hidden = hidden_});
@@ -87,9 +86,8 @@ class Moe final : public Workload {
 
  private:
   RouterOptions options_;
-  TensorView x_, router_, up_, down_, logits_, experts_, weights_, slot_, source_, offsets_, rows_,
-      gate_up_, hidden_, out_, y_, dy_, drows_, dgate_up_, dx_, dweights_, dlogits_, drouter_, dup_,
-      ddown_;
+  TensorView x_, router_, up_, down_, logits_, experts_, weights_, slot_, offsets_, rows_, gate_up_,
+      hidden_, out_, y_, dy_, drows_, dgate_up_, dx_, dweights_, dlogits_, drouter_, dup_, ddown_;
 };
 
 }  // namespace

@@ -14,7 +14,6 @@ struct Index {
   Index(int64_t B, int64_t T, int64_t k, int64_t X, int64_t capacity = 0, int64_t padding = 0)
       : experts({B, T, k}, DType::i32, padding),
         slot({B, T, k}, DType::i32, padding),
-        source({B * T * k}, DType::i32),
         offsets({X + 1}, DType::i64),
         capacity(capacity) {
     // A token's choices are distinct, as the router's are.
@@ -24,14 +23,10 @@ struct Index {
     }
   }
   void build() {
-    token_index(ctx, {.experts = experts,
-                      .slot = slot,
-                      .source = source,
-                      .offsets = offsets,
-                      .capacity = capacity});
+    token_index(ctx, {.experts = experts, .slot = slot, .offsets = offsets, .capacity = capacity});
   }
   TestContext ctx;
-  Tensor experts, slot, source, offsets;
+  Tensor experts, slot, offsets;
   int64_t capacity;
 };
 
@@ -41,7 +36,6 @@ TEST(TokenPermute, IndexHandComputed) {
   index.build();
   EXPECT_EQ(index.offsets.values(), (std::vector<double>{0, 3, 4, 6}));
   EXPECT_EQ(index.slot.values(), (std::vector<double>{4, 0, 1, 3, 5, 2}));
-  EXPECT_EQ(index.source.values(), (std::vector<double>{0, 1, 2, 1, 0, 2}));
 }
 
 TEST(TokenPermute, CapacityKeepsTheFirstOfEachRow) {
@@ -50,9 +44,6 @@ TEST(TokenPermute, CapacityKeepsTheFirstOfEachRow) {
   index.build();
   EXPECT_EQ(index.offsets.values(), (std::vector<double>{0, 1, 5}));
   EXPECT_EQ(index.slot.values(), (std::vector<double>{1, 2, -1, 0, 3, 4}));
-  for (int64_t slot = 0; slot < 5; ++slot) {
-    EXPECT_EQ(index.source.get(slot), (std::vector<double>{3, 0, 1, 4, 5})[slot]);
-  }
 }
 
 // Rows cut over sequence ranks: told what came before, each keeps what one rank would.
@@ -73,7 +64,6 @@ TEST(TokenPermute, CapacityCountsWhatEarlierRanksHold) {
       token_index(part.ctx, {.experts = part.experts,
                              .before = before,
                              .slot = part.slot,
-                             .source = part.source,
                              .offsets = part.offsets,
                              .kept = kept,
                              .capacity = capacity});
@@ -99,8 +89,7 @@ TEST(TokenPermute, MovesRowsHandComputed) {
   index.build();
   Tensor x({1, 2, 2}, DType::f64), rows({4, 2}, DType::f64), y({1, 2, 2}, DType::f64);
   x.fill({1, 2, 30, 40});
-  token_permute_forward(index.ctx,
-                        {.x = x, .source = index.source, .offsets = index.offsets, .rows = rows});
+  token_permute_forward(index.ctx, {.x = x, .slot = index.slot, .rows = rows});
   EXPECT_EQ(rows.values(), (std::vector<double>{1, 2, 30, 40, 1, 2, 30, 40}));
   rows.fill({1, 2, 3, 4, 50, 60, 70, 80});
   Tensor weights({1, 2, 2}, DType::f64);
@@ -140,8 +129,7 @@ struct Case {
     }
   }
   void forward() {
-    token_permute_forward(index.ctx,
-                          {.x = x, .source = index.source, .offsets = index.offsets, .rows = rows});
+    token_permute_forward(index.ctx, {.x = x, .slot = index.slot, .rows = rows});
     scale_rows(rows);
     token_unpermute_forward(index.ctx,
                             {.rows = rows, .slot = index.slot, .weights = weights, .y = y});
@@ -180,7 +168,6 @@ TEST_P(TokenPermuteShapes, SlotsAreAStableSort) {
     EXPECT_GE(slot, index.offsets.get(expert));
     EXPECT_LT(slot, index.offsets.get(expert + 1));
     EXPECT_GT(slot, last_entry[expert]);
-    EXPECT_EQ(index.source.get(slot), i / s.k);
     last_entry[expert] = slot;
   }
   EXPECT_EQ(index.offsets.get(s.X), kept);
@@ -234,10 +221,7 @@ TEST(TokenPermute, RefusesWrongArguments) {
   index.capacity = 0;
   EXPECT_NO_THROW(index.build());
   Tensor x = zeros({1, 3, 5}, DType::f32), rows({6, 4}, DType::f32);
-  EXPECT_THROW(
-      token_permute_forward(
-          index.ctx, {.x = x, .source = index.source, .offsets = index.offsets, .rows = rows}),
-      Error);
+  EXPECT_THROW(token_permute_forward(index.ctx, {.x = x, .slot = index.slot, .rows = rows}), Error);
 }
 
 }  // namespace

@@ -32,12 +32,10 @@ TensorView choices(Side& side, const Case& c) {
 }
 
 struct Order {
-  TensorView slot, source, offsets;
+  TensorView slot, offsets;
 };
 Order order_of(Side& side, const Case& c) {
-  const int64_t entries = c.B * c.T * c.k;
   const Order order{.slot = side.output("slot", {c.B, c.T, c.k}, DType::i32),
-                    .source = side.output("source", {entries}, DType::i32),
                     .offsets = side.output("offsets", {c.X + 1}, DType::i64)};
   std::vector<double> before(c.B * c.X);
   for (size_t i = 0; i < before.size(); ++i) before[i] = double(i * 5 % 13);
@@ -45,7 +43,6 @@ Order order_of(Side& side, const Case& c) {
               {.experts = choices(side, c),
                .before = c.before ? side.values({c.B, c.X}, side.stat(), before) : TensorView{},
                .slot = order.slot,
-               .source = order.source,
                .offsets = order.offsets,
                .kept = side.output("kept", {c.X}, DType::i32),
                .capacity = c.capacity});
@@ -62,8 +59,7 @@ TEST_P(TokenPermuteGpu, AgreesWithCpu) {
     // Rows beyond the last kept one stay what they were.
     const auto rows = [&] { return side.normal(sorted, 1, 0, c.padding); };
     token_permute_forward(side.ctx(), {.x = side.normal(activations, 1, 0, c.padding),
-                                       .source = order.source,
-                                       .offsets = order.offsets,
+                                       .slot = order.slot,
                                        .rows = side.compare("rows", rows())});
     token_permute_backward(side.ctx(),
                            {.drows = rows(),
@@ -101,7 +97,6 @@ TEST(TokenPermuteGpuEdges, DropsWhatIsNoExpert) {
   const TensorView offsets = side.nothing({4}, DType::i64);
   token_index(side.ctx(), {.experts = side.values({1, 3, 2}, DType::i32, {2, -1, 0, 3, 1 << 30, 2}),
                            .slot = slot,
-                           .source = side.nothing({6}, DType::i32),
                            .offsets = offsets});
   EXPECT_EQ(side.download(slot), (std::vector<double>{1, -1, 0, -1, -1, 2}));
   EXPECT_EQ(side.download(offsets), (std::vector<double>{0, 1, 1, 3}));
