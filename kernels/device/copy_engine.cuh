@@ -1,9 +1,12 @@
-// The copy engine of Hopper (TMA), which brings boxes of tensors to shared memory by itself. What
-// runs on the device is only for code that is built for sm_90a (under __CUDA_ARCH_FEAT_SM90_ALL).
+// The copy engine of Hopper (TMA), which moves boxes of tensors to and from shared memory by
+// itself. What runs on the device is only for code that is built for sm_90a (under
+// __CUDA_ARCH_FEAT_SM90_ALL).
 #pragma once
 
 #include <cuda.h>
 #include <cuda_runtime_api.h>
+
+#include <type_traits>
 
 #include "kernels/core/cuda_check.h"
 #include "kernels/device/warp_roles.cuh"
@@ -34,6 +37,34 @@ __device__ inline void copy_box_to_all(void* shared, const CUtensorMap& map, Sha
       : "memory");
 }
 
+// The other way round: the box in shared memory to (x, y, z), as far as the tensor goes, or f32
+// numbers of it added there. The thread that asks commits, and waits for all that it has committed.
+// Other threads' writes to shared memory come before by fence_shared_writes() and a barrier.
+__device__ inline void store_box(const CUtensorMap& map, const void* shared, int x, int y, int z) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.global.shared::cta.tile.bulk_group [%0, {%2, %3, %4}], [%1];\n" ::
+          "l"(&map),
+      "r"(shared_address(shared)), "r"(x), "r"(y), "r"(z)
+      : "memory");
+}
+__device__ inline void add_box(const CUtensorMap& map, const void* shared, int x, int y, int z) {
+  asm volatile(
+      "cp.reduce.async.bulk.tensor.3d.global.shared::cta.add.tile.bulk_group [%0, {%2, %3, %4}], "
+      "[%1];\n" ::"l"(&map),
+      "r"(shared_address(shared)), "r"(x), "r"(y), "r"(z)
+      : "memory");
+}
+__device__ inline void commit_boxes() {
+  asm volatile("cp.async.bulk.commit_group;\n" ::: "memory");
+}
+// Shared memory may be written again.
+__device__ inline void wait_until_boxes_are_read() {
+  asm volatile("cp.async.bulk.wait_group.read 0;\n" ::: "memory");
+}
+__device__ inline void wait_until_boxes_are_stored() {
+  asm volatile("cp.async.bulk.wait_group 0;\n" ::: "memory");
+}
+
 // What a block of a kernel that is empty but for sm_90a may have at most, for its launch bounds:
 // the host learns from it whether the code that was loaded is whole.
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
@@ -53,9 +84,10 @@ bool is_whole(void (*kernel)(Parameters...), int threads) {
   return attributes.maxThreadsPerBlock >= threads;
 }
 
-// A tensor (z, y, x) of bf16 as the copy engine takes boxes of 64 x `box_y` from it.
-inline CUtensorMap tensor_map(const Bf16* data, int64_t x, int64_t y, int64_t z, int64_t y_stride,
-                              int64_t z_stride, int box_y) {
+// A tensor (z, y, x) of bf16 or f32 as the copy engine moves boxes of 128 bytes x `box_y` of it.
+template <class T>
+CUtensorMap tensor_map(const T* data, int64_t x, int64_t y, int64_t z, int64_t y_stride,
+                       int64_t z_stride, int box_y) {
   static const auto encode = [] {
     void* function = nullptr;
     cudaDriverEntryPointQueryResult found;
@@ -65,13 +97,14 @@ inline CUtensorMap tensor_map(const Bf16* data, int64_t x, int64_t y, int64_t z,
     return reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(function);
   }();
   const cuuint64_t sizes[] = {cuuint64_t(x), cuuint64_t(y), cuuint64_t(z)};
-  const cuuint64_t strides[] = {cuuint64_t(y_stride) * sizeof(Bf16),
-                                cuuint64_t(z_stride) * sizeof(Bf16)};
-  const cuuint32_t box[] = {64, cuuint32_t(box_y), 1}, steps[] = {1, 1, 1};
+  const cuuint64_t strides[] = {cuuint64_t(y_stride) * sizeof(T), cuuint64_t(z_stride) * sizeof(T)};
+  const cuuint32_t box[] = {128 / sizeof(T), cuuint32_t(box_y), 1}, steps[] = {1, 1, 1};
+  constexpr auto kType =
+      std::is_same_v<T, float> ? CU_TENSOR_MAP_DATA_TYPE_FLOAT32 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
   CUtensorMap map;
   const CUresult result =
-      encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, const_cast<Bf16*>(data), sizes, strides,
-             box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+      encode(&map, kType, 3, const_cast<T*>(data), sizes, strides, box, steps,
+             CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
              CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   SLUICE_CHECK(result == CUDA_SUCCESS, "cuTensorMapEncodeTiled: error ", int(result),
                " for a tensor of (", z, ", ", y, ", ", x, "), rows ", y_stride, " apart");

@@ -1,9 +1,16 @@
 // Floor: FLOPs over the rate of wgmma, that of a dense product. One block an SM walks the tiles of
-// 128 x 256: a warp has the copy engine bring slices of 64 of the inner dimension, four in flight
-// in 192 KB of shared memory, two warpgroups have 64 rows of the tile each in 128 registers a
-// thread. While they write one tile, the slices of the next arrive. A slice of 48 KB is 4.2 MFLOP,
-// 1024 cycles of the tensor cores, in which the two warpgroups read 80 KB of shared memory: within
-// its 128 bytes a cycle.
+// 128 x 256: a warp has the copy engine bring slices of 64 of the inner dimension, three or four in
+// flight in 48 KB of shared memory each, two warpgroups have 64 rows of the tile each in 128
+// registers a thread. A slice is 4.2 MFLOP, 1024 cycles of the tensor cores, in which the two
+// warpgroups read 80 KB of shared memory: within its 128 bytes a cycle.
+//
+// Plain sums go to memory from those registers, while the slices of the next tile arrive. SwiGLU,
+// its gradient, and sums in f32 would keep the tensor cores waiting: they go by way of 64 KB of
+// shared memory in place of a fourth stage (grouped_staged.cuh), while the next tile is multiplied.
+// At D 2048, F 4096 that took down's data gradient with SwiGLU's from 1.42 to 1.15 ms and the
+// weight gradients from 3.32 to 3.07; with nothing written they take 2.60. Plain sums lost by it.
+// The warps that write are three: with more than 12 warps a block no thread has 128 registers for
+// sums and some more.
 //
 // All SMs' slices at 600 TFLOP/s are 7 TB/s from the L2 cache, so blocks work in pairs, as
 // clusters. For the weight gradient, whose sums in f32 take their part of that too, a pair has 256
@@ -12,8 +19,10 @@
 // (up with SwiGLU +7 %, the data gradient of up +15 % at D 2048, F 4096).
 //
 // Tiles of 128 x 128, each of one warpgroup, so that the other multiplies while one writes, were
-// slower but for SwiGLU's gradient: they ask for a third more of the caches (480 TFLOP/s for 591,
-// in pairs 567 for 612). Gates on their way to the L2 cache while their tile is made: slower too.
+// slower: they ask for a third more of the caches (480 TFLOP/s for 591, in pairs 567 for 612).
+// Clusters of four, which ask for a quarter or two fifths less, were no faster for weight
+// gradients, and 3 to 6 % slower for rows; nor was it any faster to have blocks begin spread over a
+// tile's time, so that they do not write at once.
 #include "kernels/gemm/grouped_gemm_wgmma.h"
 
 #include "kernels/device/hopper.cuh"
@@ -21,24 +30,27 @@
 #include "kernels/device/warp_roles.cuh"
 #include "kernels/gemm/grouped_product.cuh"
 #include "kernels/gemm/grouped_results.cuh"
+#include "kernels/gemm/grouped_staged.cuh"
 
 namespace sluice::cuda {
 
 namespace {
 
-constexpr int kRows = 128, kColumns = 256, kDepth = 64, kStages = 4;
+constexpr int kRows = 128, kColumns = 256, kDepth = 64;
 constexpr int kWarpgroup = 128, kConsumers = 2;  // threads; warpgroups that multiply
 constexpr int kThreads = (1 + kConsumers) * kWarpgroup;
+constexpr int kMaxStages = 4;
 constexpr int kBoxBytes = 64 * kDepth * 2;  // 64 rows or columns of a slice
 constexpr int kABytes = kRows / 64 * kBoxBytes, kBBytes = kColumns / 64 * kBoxBytes;
 constexpr int kStageBytes = kABytes + kBBytes;
 constexpr int kSums = kColumns / 2;  // of a thread: it has 64 rows of a tile with 127 others
 
 struct Barriers {
-  SharedBarrier full[kStages];   // the slice has arrived
-  SharedBarrier empty[kStages];  // all warps of the cluster have read it
+  SharedBarrier full[kMaxStages];   // the slice has arrived
+  SharedBarrier empty[kMaxStages];  // all warps of the cluster have read it
+  SharedBarrier staged;             // a tile's sums are in shared memory
+  SharedBarrier taken;              // and have been read
 };
-constexpr size_t kSharedBytes = size_t(kStages) * kStageBytes + sizeof(Barriers);
 
 // A product whose rows or inner dimension are grouped, and its `kBlocks` blocks of a cluster, which
 // lie below each other and share B where the inner dimension is grouped, else lie side by side and
@@ -49,6 +61,13 @@ struct Kind {
   static constexpr GroupedResult kResult = kResult_;
   static constexpr int kBlocks = kBlocks_;
   static constexpr bool kInner = kForm == GroupedForm::inner;
+  // Sums go to memory by way of shared memory, which takes a stage: it pays where much is to be
+  // done with them, or they are f32.
+  static constexpr bool kWritten = kResult != GroupedResult::plain;  // by warps of their own
+  static constexpr bool kStaged = kInner || kWritten;
+  static constexpr int kStages = kStaged ? 3 : kMaxStages;
+  static constexpr int kStagedBytes = kStaged ? 64 << 10 : 0;
+  static constexpr size_t kSharedBytes = kStages * kStageBytes + kStagedBytes + sizeof(Barriers);
   using Tiles =
       GroupedTiles<kForm, kInner ? kBlocks * kRows : kRows, kInner ? kColumns : kBlocks * kColumns>;
 };
@@ -119,7 +138,7 @@ __device__ int64_t tile_step() {
 template <class K>
 __device__ void produce(uint8_t* stages, Barriers& barriers, const CUtensorMap& a,
                         const CUtensorMap& b, const typename K::Tiles& tiles) {
-  RingCursor<kStages> cursor;
+  RingCursor<K::kStages> cursor;
   for (int64_t index = first_tile<K>(); index < tiles.count(); index += tile_step<K>()) {
     const GroupedTile tile = own_part<K>(tiles[index]);
     if (tile.group < 0 || threadIdx.x % kWarp != 0) continue;
@@ -159,22 +178,8 @@ __device__ void multiply(const uint8_t* stage, int consumer, bool add, float (&d
 }
 
 template <class K>
-__device__ void write_tile(const float (&d)[kSums], const GroupedProduct& p,
-                           const SwigluOperands& swiglu, int64_t first, const GroupedTile& tile) {
-  if constexpr (K::kInner) {
-    store_sums_f32(d, p, first, tile);
-  } else if constexpr (K::kResult == GroupedResult::swiglu) {
-    store_swiglu(d, p, swiglu, first, tile);
-  } else if constexpr (K::kResult == GroupedResult::swiglu_gradient) {
-    store_swiglu_gradient(d, swiglu, first, tile);
-  } else {
-    store_sums(d, p, first, tile);
-  }
-}
-
-template <class K>
-__device__ void consume(uint8_t* stages, Barriers& barriers, const typename K::Tiles& tiles,
-                        const SwigluOperands& swiglu) {
+__device__ void consume(uint8_t* stages, uint8_t* staged, Barriers& barriers, const CUtensorMap& c,
+                        const typename K::Tiles& tiles) {
   const int consumer = int(threadIdx.x) / kWarpgroup - 1;
   const auto release = [&](int stage) {
     if (threadIdx.x % kWarp != 0) return;
@@ -185,7 +190,8 @@ __device__ void consume(uint8_t* stages, Barriers& barriers, const typename K::T
     }
   };
   float d[kSums];
-  RingCursor<kStages> cursor;
+  uint32_t parity = 0;  // of the room's uses
+  RingCursor<K::kStages> cursor;
   for (int64_t index = first_tile<K>(); index < tiles.count(); index += tile_step<K>()) {
     const GroupedTile tile = own_part<K>(tiles[index]);
     if (tile.group < 0) continue;
@@ -217,7 +223,46 @@ __device__ void consume(uint8_t* stages, Barriers& barriers, const typename K::T
     }
     wgmma_wait<0>();
     release(last);
-    if (any_row) write_tile<K>(d, tiles.p, swiglu, first, tile);
+    if constexpr (K::kWritten) {
+      barriers.taken.wait(parity ^ 1);
+      const StagedSums rows{reinterpret_cast<Bf16*>(staged)};
+      if (any_row) stage_sums(d, rows.from_row(consumer * 64));
+      __syncwarp();
+      if (threadIdx.x % kWarp == 0) barriers.staged.arrive();
+      parity ^= 1;
+    } else if constexpr (K::kInner) {
+      uint8_t* const room = staged + consumer * kPartBytes;
+      if (any_row) store_sums_f32(d, room, c, tiles.p.beta, first, tile, 2 + consumer);
+    } else if (any_row) {
+      store_sums(d, tiles.p, first, tile);
+    }
+  }
+  if (K::kInner && threadIdx.x % kWarpgroup == 0) wait_until_boxes_are_stored();
+}
+
+// By the warps of the first warpgroup but the one that asks for slices.
+template <class K>
+__device__ void write(uint8_t* staged, Barriers& barriers, const typename K::Tiles& tiles,
+                      const SwigluOperands& swiglu) {
+  uint32_t parity = 0;
+  for (int64_t index = first_tile<K>(); index < tiles.count(); index += tile_step<K>()) {
+    const GroupedTile tile = own_part<K>(tiles[index]);
+    if (tile.group < 0) continue;
+    const StagedRows rows{.sums = {reinterpret_cast<Bf16*>(staged)},
+                          .first = tile.m,
+                          .count = int(min(int64_t{kRows}, tile.m_end - tile.m)),
+                          .column = tile.n,
+                          .writer = int(threadIdx.x) / kWarp - 1};
+    const auto arrived = [&] { barriers.staged.wait(parity); };
+    if constexpr (K::kResult == GroupedResult::swiglu) {
+      arrived();
+      write_swiglu(rows, tiles.p, swiglu);
+    } else {
+      write_swiglu_gradient(rows, swiglu, arrived);
+    }
+    __syncwarp();
+    if (threadIdx.x % kWarp == 0) barriers.taken.arrive();
+    parity ^= 1;
   }
 }
 
@@ -227,26 +272,34 @@ template <class K>
 __global__ void __launch_bounds__(kThreadsIfWhole<kThreads>, 1)
     grouped_wgmma_kernel(const __grid_constant__ CUtensorMap a,
                          const __grid_constant__ CUtensorMap b,
+                         const __grid_constant__ CUtensorMap c,
                          const __grid_constant__ GroupedProduct p,
                          const __grid_constant__ SwigluOperands swiglu) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   extern __shared__ __align__(1024) uint8_t stages[];
-  Barriers& barriers = *reinterpret_cast<Barriers*>(stages + kStages * kStageBytes);
+  uint8_t* const staged = stages + K::kStages * kStageBytes;
+  Barriers& barriers = *reinterpret_cast<Barriers*>(staged + K::kStagedBytes);
   if (threadIdx.x == 0) {
-    for (int stage = 0; stage < kStages; ++stage) {
+    for (int stage = 0; stage < K::kStages; ++stage) {
       barriers.full[stage].init(1);
       barriers.empty[stage].init(K::kBlocks * kConsumers * kWarpgroup / kWarp);
     }
+    barriers.staged.init(kConsumers * kWarpgroup / kWarp);
+    barriers.taken.init(kWriters);
     fence_barriers();
   }
   cluster_barrier();
   const typename K::Tiles tiles(p);
   if (threadIdx.x < kWarpgroup) {
-    fewer_registers<40>();
-    if (threadIdx.x < kWarp) produce<K>(stages, barriers, a, b, tiles);
+    fewer_registers<K::kWritten ? 152 : 40>();
+    if (threadIdx.x < kWarp) {
+      produce<K>(stages, barriers, a, b, tiles);
+    } else if constexpr (K::kWritten) {
+      write<K>(staged, barriers, tiles, swiglu);
+    }
   } else {
-    more_registers<232>();
-    consume<K>(stages, barriers, tiles, swiglu);
+    more_registers<K::kWritten ? 176 : 232>();
+    consume<K>(stages, staged, barriers, c, tiles);
   }
   __syncwarp();
   cluster_barrier();  // the other block may still write here, or arrive
@@ -272,13 +325,16 @@ void launch_wgmma(const Context& ctx, const char* name, const GroupedProduct& p,
   constexpr int kBoxes = K::kResult == GroupedResult::swiglu ? 2 : 1;
   const CUtensorMap b = nk ? tensor_map(p.b, p.K, p.N, z, p.b_stride, b_group, kColumns / kBoxes)
                            : tensor_map(p.b, p.N, p.K, z, p.b_stride, b_group, kDepth);
+  const CUtensorMap c = K::kInner ? tensor_map(static_cast<const float*>(p.c), p.N, p.M, p.groups,
+                                               p.c_stride, p.c_group, 64)
+                                  : CUtensorMap{};
   const int64_t clusters = std::min<int64_t>(
       K::Tiles::bound(p), attribute_of_device(cudaDevAttrMultiProcessorCount) / K::kBlocks);
   launch_clusters(ctx, name,
                   {.blocks = unsigned(clusters * K::kBlocks),
                    .threads = kThreads,
-                   .shared_bytes = kSharedBytes},
-                  K::kBlocks, grouped_wgmma_kernel<K>, a, b, p, swiglu);
+                   .shared_bytes = K::kSharedBytes},
+                  K::kBlocks, grouped_wgmma_kernel<K>, a, b, c, p, swiglu);
 }
 
 // Two blocks side by side share A, unless a good part of the last pair would have no columns.
@@ -294,9 +350,14 @@ void launch_rows(const Context& ctx, const char* name, const GroupedProduct& p,
 }
 
 bool fits(int64_t M, int64_t N, int64_t K) {
-  return M > 0 && N > 0 && K > 0 &&
-         is_whole(grouped_wgmma_kernel<Kind<GroupedForm::rows_nk, GroupedResult::plain, 1>>,
-                  kThreads);
+  using Least = Kind<GroupedForm::rows_nk, GroupedResult::plain, 1>;
+  return M > 0 && N > 0 && K > 0 && is_whole(grouped_wgmma_kernel<Least>, kThreads);
+}
+
+// A dense product of so few tiles that they are not all blocks' is better off in smaller ones.
+bool fills_device(const ConstTensorView& offsets, int64_t rows, int64_t columns) {
+  return offsets || ceil_div(rows, kRows) * ceil_div(columns, kColumns) >=
+                        attribute_of_device(cudaDevAttrMultiProcessorCount);
 }
 
 }  // namespace
@@ -311,12 +372,15 @@ bool fits_grouped_wgmma(const GroupedGemmWeight& args) {
 bool fits_grouped_ffn(const GroupedUp& args) {
   return args.kind == Activation::swiglu && args.rows.dtype == DType::bf16 && in_packs(args.rows) &&
          in_packs(args.weights) && in_packs(args.up) && in_packs(args.hidden) &&
+         fills_device(args.offsets, args.rows.dim(0), args.up.dim(1)) &&
          fits(args.rows.dim(0), args.up.dim(1), args.rows.dim(1));
 }
 bool fits_grouped_ffn(const GroupedDownBackward& args) {
   return args.kind == Activation::swiglu && args.dout.dtype == DType::bf16 && in_packs(args.dout) &&
          in_packs(args.weights) && in_packs(args.up) && in_packs(args.dup) &&
-         in_packs(args.hidden) && fits(args.dout.dim(0), args.hidden.dim(1), args.dout.dim(1));
+         in_packs(args.hidden) &&
+         fills_device(args.offsets, args.dout.dim(0), args.hidden.dim(1)) &&
+         fits(args.dout.dim(0), args.hidden.dim(1), args.dout.dim(1));
 }
 
 void grouped_gemm_wgmma(const Context& ctx, const GroupedGemm& args) {

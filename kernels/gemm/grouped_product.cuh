@@ -21,8 +21,8 @@ struct GroupedProduct {
   int64_t b_stride, b_group;
   void* c;
   int64_t c_stride, c_group;
-  int64_t M, N, K;  // M or K: of all groups together
-  const int64_t* offsets;
+  int64_t M, N, K;         // M or K: of all groups together
+  const int64_t* offsets;  // null: one group of all rows
   int groups;
   float beta;
 
@@ -38,8 +38,8 @@ struct GroupedProduct {
         M(args.a.dim(0)),
         N(args.c.dim(1)),
         K(args.a.dim(1)),
-        offsets(args.offsets.as<int64_t>()),
-        groups(int(args.offsets.numel() - 1)),
+        offsets(optional_pointer<int64_t>(args.offsets)),
+        groups(args.offsets ? int(args.offsets.numel() - 1) : 1),
         beta(float(args.beta)) {}
   explicit GroupedProduct(const GroupedGemmWeight& args)
       : a(pointer<Bf16>(args.a)),
@@ -86,13 +86,16 @@ struct GroupedTile {
 // Built and asked by whole warps.
 template <GroupedForm kForm, int kRows, int kColumns>
 struct GroupedTiles {
+  // Rows of some 2048 in a band.
+  static constexpr int kBand = 2048 / kRows > 16 ? 16 : 2048 / kRows;
   const GroupedProduct& p;
   int row_tiles, column_tiles;  // of all groups; of one where the inner dimension is grouped
 
   __device__ explicit GroupedTiles(const GroupedProduct& product) : p(product) {
     column_tiles = int((p.N + kColumns - 1) / kColumns);
-    row_tiles = kForm == GroupedForm::inner ? int((p.M + kRows - 1) / kRows)
-                                            : count_group_tiles<kRows>(p.offsets, p.groups);
+    row_tiles = kForm == GroupedForm::inner || p.offsets == nullptr
+                    ? int((p.M + kRows - 1) / kRows)
+                    : count_group_tiles<kRows>(p.offsets, p.groups);
   }
   // On the host: of which there are at most so many.
   static int64_t bound(const GroupedProduct& p) {
@@ -110,7 +113,7 @@ struct GroupedTiles {
     if constexpr (kForm == GroupedForm::inner) {
       const int64_t tiles = int64_t(row_tiles) * column_tiles;
       const int group = int(index / tiles);
-      const BandedTile at(index % tiles, row_tiles, column_tiles);
+      const BandedTile<kBand> at(index % tiles, row_tiles, column_tiles);
       tile = {-1,
               int64_t(at.row) * kRows,
               p.M,
@@ -119,8 +122,10 @@ struct GroupedTiles {
               p.offsets[group + 1]};
       if (tile.k < tile.k_end || p.beta == 0) tile.group = group;
     } else {
-      const BandedTile at(index, row_tiles, column_tiles);
-      const GroupTile rows = find_group_tile<kRows>(p.offsets, p.groups, at.row);
+      const BandedTile<kBand> at(index, row_tiles, column_tiles);
+      const GroupTile rows = p.offsets == nullptr
+                                 ? GroupTile{0, int64_t(at.row) * kRows, p.M}
+                                 : find_group_tile<kRows>(p.offsets, p.groups, at.row);
       tile = {rows.group, rows.begin, rows.end, int64_t(at.column) * kColumns, 0, p.K};
     }
     return tile;

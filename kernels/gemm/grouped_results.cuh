@@ -1,10 +1,10 @@
-// What one warpgroup does with its 64 rows of sums of a grouped product. In the registers of wgmma
-// four neighbouring lanes have two columns each of every eight; here they exchange them, rounded to
-// bf16, so that a lane reads and writes 16 bytes: of a row, four lanes have 64 bytes.
+// What one warpgroup does with its 64 rows of sums of a grouped product, straight from the
+// registers of wgmma. There four neighbouring lanes have two columns each of every eight; here they
+// exchange them, rounded to bf16, so that a lane reads and writes 16 bytes: of a row, four lanes
+// have 64 bytes.
 #pragma once
 
 #include "kernels/device/mma.cuh"
-#include "kernels/device/swiglu.cuh"
 #include "kernels/gemm/grouped_product.cuh"
 
 namespace sluice::cuda {
@@ -91,121 +91,6 @@ __device__ void store_sums(const float (&d)[kSums], const GroupedProduct& p, int
         }
       }
       sums.store(c + n);
-    }
-  }
-}
-
-// Of a tile whose first half of columns are gates, the other what they gate. hidden is made of the
-// rounded ones, which the backward reads.
-template <int kSums>
-__device__ void store_swiglu(const float (&d)[kSums], const GroupedProduct& p,
-                             const SwigluOperands& s, int64_t first, const GroupedTile& tile) {
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const int64_t m = first + row_of(half);
-    Bf16* const c = static_cast<Bf16*>(p.c) + m * p.c_stride;
-#pragma unroll
-    for (int j = 0; j < kSums / 8; j += 4) {
-      const Eight gate = eight_of(d, j, half), up = eight_of(d, j + kSums / 8, half);
-      const int64_t n = tile.n / 2 + column_of(j);
-      if (m >= tile.m_end || n >= s.F) continue;
-      Eight hidden;
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        hidden.words[i] = map_word(
-            [&](int at) { return swiglu(part(gate.words[i], at), part(up.words[i], at)); });
-      }
-      gate.store(c + n);
-      up.store(c + s.F + n);
-      hidden.store(s.hidden + m * s.hidden_stride + n);
-    }
-  }
-}
-
-struct SwigluPieces {
-  Eight dgate, dup, hidden;
-};
-__device__ inline SwigluPieces swiglu_pieces(const Eight& dhidden, const Eight& gate,
-                                             const Eight& up) {
-  SwigluPieces pieces;
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    SwigluGradients of[2];
-#pragma unroll
-    for (int at = 0; at < 2; ++at) {
-      of[at] = swiglu_gradients(part(dhidden.words[i], at), part(gate.words[i], at),
-                                part(up.words[i], at));
-    }
-    pieces.dgate.words[i] = pack_bf16(of[0].gate, of[1].gate);
-    pieces.dup.words[i] = pack_bf16(of[0].up, of[1].up);
-    pieces.hidden.words[i] =
-        map_word([&](int at) { return swiglu(part(gate.words[i], at), part(up.words[i], at)); });
-  }
-  return pieces;
-}
-
-// Gates and what they gate are asked for four pieces at a time: a warpgroup that writes waits for
-// memory, not for one piece after the other.
-template <int kSums>
-__device__ void store_swiglu_gradient(const float (&d)[kSums], const SwigluOperands& s,
-                                      int64_t first, const GroupedTile& tile) {
-  constexpr int kPieces = kSums / 16, kBatch = 4;
-#pragma unroll
-  for (int at = 0; at < 2 * kPieces; at += kBatch) {
-    const int half = at / kPieces;
-    const int64_t m = first + row_of(half);
-    const Bf16* const up_row = s.up + m * s.up_stride;
-    Eight gates[kBatch], ups[kBatch];
-#pragma unroll
-    for (int i = 0; i < kBatch; ++i) {
-      const int64_t n = tile.n + column_of((at + i) % kPieces * 4);
-      if (m >= tile.m_end || n >= s.F) continue;
-      gates[i] = Eight::load(up_row + n);
-      ups[i] = Eight::load(up_row + s.F + n);
-    }
-#pragma unroll
-    for (int i = 0; i < kBatch; ++i) {
-      const int j = (at + i) % kPieces * 4;
-      const Eight dhidden = eight_of(d, j, half);
-      const int64_t n = tile.n + column_of(j);
-      if (m >= tile.m_end || n >= s.F) continue;
-      Bf16* const dup_row = s.dup + m * s.dup_stride;
-      const SwigluPieces pieces = swiglu_pieces(dhidden, gates[i], ups[i]);
-      pieces.dgate.store(dup_row + n);
-      pieces.dup.store(dup_row + s.F + n);
-      pieces.hidden.store(s.hidden + m * s.hidden_stride + n);
-    }
-  }
-}
-
-// C = sums + beta C in f32, beta 0 or 1. Nobody else adds to these elements: the order is that of
-// the launches. The addition happens in the L2 cache, and nothing waits for the old value.
-// Overwriting takes a little longer (0.69 ms for 0.65), but C need not be zeroed before.
-template <int kSums>
-__device__ void store_sums_f32(const float (&d)[kSums], const GroupedProduct& p, int64_t first,
-                               const GroupedTile& tile) {
-  const bool odd = threadIdx.x % 2 != 0;
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const int64_t m = first + row_of(half);
-    float* const c = static_cast<float*>(p.c) + tile.group * p.c_group + m * p.c_stride;
-#pragma unroll
-    for (int j = 0; j < kSums / 4; j += 2) {
-      // Two neighbouring lanes exchange halves, so that each has four neighbouring columns.
-      const float* const left = d + 4 * j + 2 * half;
-      const float* const right = left + 4;
-      const float x = __shfl_xor_sync(kFullWarp, odd ? left[0] : right[0], 1);
-      const float y = __shfl_xor_sync(kFullWarp, odd ? left[1] : right[1], 1);
-      const float4 sum = odd ? float4{x, y, right[0], right[1]} : float4{left[0], left[1], x, y};
-      const int64_t n = tile.n + 8 * (j + odd) + int(threadIdx.x) % 4 / 2 * 4;
-      if (m >= tile.m_end || n >= p.N) continue;
-      if (p.beta == 0) {
-        *reinterpret_cast<float4*>(c + n) = sum;
-        continue;
-      }
-      asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};\n" ::"l"(c + n),
-                   "f"(sum.x), "f"(sum.y), "f"(sum.z), "f"(sum.w)
-                   : "memory");
     }
   }
 }

@@ -58,11 +58,11 @@ __device__ inline GroupTile find_group_tile(const int64_t* offsets, int groups, 
 
 // Tiles of a matrix in bands of kBand rows of tiles, column by column inside a band: blocks that
 // run at the same time share rows and columns, which they find in the L2 cache.
+template <int kBand>
 struct BandedTile {
   int row, column;
 
   __device__ BandedTile(int64_t index, int rows, int columns) {
-    constexpr int kBand = 16;
     const int band = int(index / (int64_t(kBand) * columns));
     const int in_band = int(index - int64_t(band) * kBand * columns);
     const int height = min(kBand, rows - band * kBand);
