@@ -20,6 +20,21 @@ View gated_of(const View& up, int64_t F) {
   return up.dim(1) == F ? View{} : up.columns(F, {F});
 }
 
+int64_t experts_of(const ConstTensorView& offsets) {
+  if (!offsets) return 1;
+  const auto [ends] = offsets.shape<1>("offsets: (X + 1)");
+  return ends - 1;
+}
+
+// C = A op(weights), of every group or of all rows.
+void product(const Context& ctx, const GroupedGemm& args) {
+  if (args.offsets) return grouped_gemm(ctx, args);
+  gemm(ctx, {.a = args.a,
+             .b = args.weights.slice(0),
+             .c = args.c,
+             .transpose_b = args.transpose_weights});
+}
+
 void activate(const Context& ctx, Activation kind, const ConstTensorView& up,
               const TensorView& hidden) {
   const int64_t F = hidden.dim(1);
@@ -31,40 +46,38 @@ void activate(const Context& ctx, Activation kind, const ConstTensorView& up,
 void grouped_up(const Context& ctx, const GroupedUp& args) {
   const auto [rows, D] = args.rows.shape<2>("rows: (rows, D)");
   const auto [hidden_rows, F] = args.hidden.shape<2>("hidden: (rows, F)");
-  const auto [X] = args.offsets.shape<1>("offsets: (X + 1)");
   const DType dtype = args.rows.dtype;
   const int64_t U = up_width(args.kind, F);
   expect("hidden", args.hidden, {rows, F}, dtype, ctx.device);
   expect("up", args.up, {rows, U}, dtype, ctx.device);
-  expect("weights", args.weights, {X - 1, U, D}, dtype, ctx.device);
+  expect("weights", args.weights, {experts_of(args.offsets), U, D}, dtype, ctx.device);
   if constexpr (kBuiltWithCuda) {
     if (ctx.device.is_cuda() && !ctx.counting() && cuda::fits_grouped_ffn(args))
       return cuda::grouped_up_wgmma(ctx, args);
   }
-  grouped_gemm(ctx, {.a = args.rows,
-                     .weights = args.weights,
-                     .c = args.up,
-                     .offsets = args.offsets,
-                     .transpose_weights = true});
+  product(ctx, {.a = args.rows,
+                .weights = args.weights,
+                .c = args.up,
+                .offsets = args.offsets,
+                .transpose_weights = true});
   activate(ctx, args.kind, args.up, args.hidden);
 }
 
 void grouped_down_backward(const Context& ctx, const GroupedDownBackward& args) {
   const auto [rows, D] = args.dout.shape<2>("dout: (rows, D)");
   const auto [hidden_rows, F] = args.hidden.shape<2>("hidden: (rows, F)");
-  const auto [X] = args.offsets.shape<1>("offsets: (X + 1)");
   const DType dtype = args.dout.dtype;
   const Dims up_dims{rows, up_width(args.kind, F)};
   expect("hidden", args.hidden, {rows, F}, dtype, ctx.device);
   expect("up", args.up, up_dims, dtype, ctx.device);
   expect("dup", args.dup, up_dims, dtype, ctx.device);
-  expect("weights", args.weights, {X - 1, D, F}, dtype, ctx.device);
+  expect("weights", args.weights, {experts_of(args.offsets), D, F}, dtype, ctx.device);
   if constexpr (kBuiltWithCuda) {
     if (ctx.device.is_cuda() && !ctx.counting() && cuda::fits_grouped_ffn(args))
       return cuda::grouped_down_backward_wgmma(ctx, args);
   }
-  grouped_gemm(
-      ctx, {.a = args.dout, .weights = args.weights, .c = args.hidden, .offsets = args.offsets});
+  product(ctx,
+          {.a = args.dout, .weights = args.weights, .c = args.hidden, .offsets = args.offsets});
   activation_backward(ctx, {.kind = args.kind,
                             .dy = args.hidden,
                             .x = gate_of(args.up, F),

@@ -7,7 +7,8 @@
 //
 // With SwiGLU `up` holds the gate, then what it gates. In bf16 on Hopper the activation is part of
 // the product: a pass over up and hidden less in the forward, two in the backward. hidden has the
-// same bits in both directions. Rows of no group are left alone, or hold anything.
+// same bits in both directions. Rows of no group are left alone, or hold anything. Without offsets
+// all rows are one expert's: a dense feed-forward.
 //
 // X experts, D model, F hidden width, U = 2F with a gate, else F
 #pragma once
@@ -21,7 +22,7 @@ struct GroupedUp {
   Activation kind = Activation::swiglu;
   ConstTensorView rows = {};     // (rows, D)
   ConstTensorView weights = {};  // (X, U, D)
-  ConstTensorView offsets = {};  // (X + 1) i64
+  ConstTensorView offsets = {};  // (X + 1) i64, optional
   TensorView up = {};            // (rows, U)
   TensorView hidden = {};        // (rows, F)
 };
@@ -31,7 +32,7 @@ struct GroupedDownBackward {
   Activation kind = Activation::swiglu;
   ConstTensorView dout = {};     // (rows, D)
   ConstTensorView weights = {};  // (X, D, F)
-  ConstTensorView offsets = {};  // (X + 1) i64
+  ConstTensorView offsets = {};  // (X + 1) i64, optional
   ConstTensorView up = {};       // (rows, U)
   TensorView dup = {};           // (rows, U), overwritten
   TensorView hidden = {};        // (rows, F), overwritten

@@ -3,6 +3,8 @@
 
 #include <cmath>
 
+#include "kernels/gemm/grouped_ffn.h"
+
 namespace sluice {
 
 struct Mlp::SavedTensors : Saved {
@@ -32,11 +34,26 @@ Mlp::Mlp(const LayerBuild& build, const Config& config)
                   .scale = 1 / std::sqrt(double(build.num_residuals))});
 }
 
-void Mlp::activate(const Context& ctx, const TensorView& up, const TensorView& out) const {
+// As the weights of the only expert.
+ConstTensorView Mlp::as_expert(const Linear& linear) const {
+  const ConstTensorView weight = store_.value(linear.weight());
+  return weight.reshape({1, weight.dim(0), weight.dim(1)});
+}
+
+void Mlp::project_up(const Context& ctx, const ConstTensorView& x, const TensorView& up,
+                     const TensorView& hidden) const {
+  if (!config_.bias) {
+    return grouped_up(ctx, {.kind = config_.activation,
+                            .rows = x.matrix(),
+                            .weights = as_expert(up_),
+                            .up = up.matrix(),
+                            .hidden = hidden.matrix()});
+  }
+  up_.forward(ctx, x, up);
   activation_forward(ctx, {.kind = config_.activation,
                            .x = up.columns(0, {F_}),
                            .up = up_width_ == F_ ? TensorView{} : up.columns(F_, {F_}),
-                           .y = out});
+                           .y = hidden});
 }
 
 std::unique_ptr<Saved> Mlp::forward(const Context& ctx, const Rows&, const LayerForward& io) const {
@@ -44,10 +61,9 @@ std::unique_ptr<Saved> Mlp::forward(const Context& ctx, const Rows&, const Layer
   auto saved = std::make_unique<SavedTensors>();
   saved->x = io.x;
   saved->up = ctx.saved->alloc_padded_rows({B, T, up_width_}, io.x.dtype);
-  up_.forward(ctx, io.x, saved->up);
   const ArenaScope scope(*ctx.scratch);
   const TensorView hidden = ctx.scratch->alloc({B, T, F_}, io.x.dtype);
-  activate(ctx, saved->up, hidden);
+  project_up(ctx, io.x, saved->up, hidden);
   down_.forward(ctx, hidden, io.y);
   return saved;
 }
@@ -60,16 +76,13 @@ void Mlp::backward(const Context& ctx, const Rows&, const LayerBackward& io,
   const ArenaScope scope(*ctx.scratch);
   const TensorView dup = ctx.scratch->alloc_padded_rows({B, T, up_width_}, io.dy.dtype);
   const TensorView hidden = ctx.scratch->alloc({B, T, F_}, io.dy.dtype);
-  activate(ctx, saved.up, hidden);
+  grouped_down_backward(ctx, {.kind = config_.activation,
+                              .dout = io.dy.matrix(),
+                              .weights = as_expert(down_),
+                              .up = saved.up.matrix(),
+                              .dup = dup.matrix(),
+                              .hidden = hidden.matrix()});
   down_.backward_weight(ctx, hidden, io.dy);
-  down_.backward_data(ctx, io.dy, hidden);  // hidden now holds its gradient
-  const bool gated = up_width_ != F_;
-  activation_backward(ctx, {.kind = config_.activation,
-                            .dy = hidden,
-                            .x = saved.up.columns(0, {F_}),
-                            .up = gated ? saved.up.columns(F_, {F_}) : TensorView{},
-                            .dx = dup.columns(0, {F_}),
-                            .dup = gated ? dup.columns(F_, {F_}) : TensorView{}});
   up_.backward_weight(ctx, saved.x, dup);
   up_.backward_data(ctx, dup, io.dx);
 }
@@ -81,8 +94,7 @@ void Mlp::step(const Context& ctx, const LayerStep& io) const {
   const ArenaScope scope(*ctx.scratch);
   const TensorView up = ctx.scratch->alloc({B, up_width_}, io.x.dtype);
   const TensorView hidden = ctx.scratch->alloc({B, F_}, io.x.dtype);
-  up_.forward(ctx, io.x, up);
-  activate(ctx, up, hidden);
+  project_up(ctx, io.x, up, hidden);
   down_.forward(ctx, hidden, io.y);
 }
 

@@ -43,7 +43,9 @@ class Mlp final : public Layer {
 
  private:
   struct SavedTensors;
-  void activate(const Context& ctx, const TensorView& up, const TensorView& out) const;
+  ConstTensorView as_expert(const Linear& linear) const;
+  void project_up(const Context& ctx, const ConstTensorView& x, const TensorView& up,
+                  const TensorView& hidden) const;
 
   ParameterStore& store_;
   Config config_;

@@ -77,6 +77,41 @@ TEST(GroupedFfn, BackwardIsTheDerivative) {
   }
 }
 
+// Without offsets: all rows are one expert's.
+TEST(GroupedFfn, IsDenseWithoutOffsets) {
+  TestContext ctx;
+  for (const Activation kind : {Activation::swiglu, Activation::relu2}) {
+    const int64_t U = width_of(kind);
+    const Tensor rows = normal({kRows, D}, DType::f64, 1),
+                 weights = normal({1, U, D}, DType::f64, 2),
+                 down = normal({1, D, F}, DType::f64, 3);
+    const Tensor all = Tensor({2}, DType::i64).fill({0, kRows}).clone();
+    const auto there_and_back = [&](const ConstTensorView& offsets) {
+      Tensor up({kRows, U}, DType::f64), hidden({kRows, F}, DType::f64);
+      Tensor dup({kRows, U}, DType::f64), again({kRows, F}, DType::f64);
+      grouped_up(ctx, {.kind = kind,
+                       .rows = rows,
+                       .weights = weights,
+                       .offsets = offsets,
+                       .up = up,
+                       .hidden = hidden});
+      grouped_down_backward(ctx, {.kind = kind,
+                                  .dout = rows,
+                                  .weights = down,
+                                  .offsets = offsets,
+                                  .up = up,
+                                  .dup = dup,
+                                  .hidden = again});
+      return std::vector{up.values(), hidden.values(), dup.values(), again.values()};
+    };
+    const auto dense = there_and_back({}), grouped = there_and_back(all);
+    for (size_t i = 0; i < dense.size(); ++i) {
+      ASSERT_EQ(dense[i].size(), grouped[i].size());
+      for (size_t j = 0; j < dense[i].size(); ++j) EXPECT_NEAR(dense[i][j], grouped[i][j], 1e-12);
+    }
+  }
+}
+
 TEST(GroupedFfn, RefusesWrongShapes) {
   TestContext ctx;
   const Tensor rows = normal({kRows, D}, DType::f64, 1), up = normal({kRows, 2 * F}, DType::f64, 1);
@@ -95,6 +130,11 @@ TEST(GroupedFfn, RefusesWrongShapes) {
                                            .dup = up,
                                            .hidden = hidden}),
                Error);
+  EXPECT_THROW(grouped_up(ctx, {.rows = rows,
+                                .weights = normal({X, 2 * F, D}, DType::f64, 2),
+                                .up = up,
+                                .hidden = hidden}),
+               Error);  // one expert's alone
 }
 
 }  // namespace

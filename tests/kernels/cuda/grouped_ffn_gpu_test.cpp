@@ -7,20 +7,21 @@ namespace {
 
 struct Experts {
   std::string name;
-  int64_t rows;  // of the operands; the last offset may be smaller
-  std::vector<double> offsets;
+  int64_t rows;                 // of the operands; the last offset may be smaller
+  std::vector<double> offsets;  // none: a dense feed-forward
   int64_t D, F, padding = 0;
   Activation kind = Activation::swiglu;
 
-  int64_t X() const { return int64_t(offsets.size()) - 1; }
+  int64_t X() const { return offsets.empty() ? 1 : int64_t(offsets.size()) - 1; }
   int64_t U() const { return kind == Activation::swiglu ? 2 * F : F; }
-  int64_t used() const { return int64_t(offsets.back()); }
+  int64_t used() const { return offsets.empty() ? rows : int64_t(offsets.back()); }
 };
 std::ostream& operator<<(std::ostream& out, const Experts& e) { return out << e.name; }
 
 // Up, hidden, and the gradient of up. Rows of no group may hold anything.
 void there_and_back(Side& side, const Experts& e, double spread = 1) {
-  const TensorView offsets = side.values({e.X() + 1}, DType::i64, e.offsets);
+  TensorView offsets;
+  if (!e.offsets.empty()) offsets = side.values({e.X() + 1}, DType::i64, e.offsets);
   const auto rows = [&](int64_t width) {
     return side.normal({e.rows, width}, spread, 0, e.padding);
   };
@@ -83,6 +84,27 @@ Experts large_experts() {
 
 TEST(GroupedFfnGpuEdges, ManyTiles) {
   check_on_gpu([](Side& side) { there_and_back(side, large_experts(), 0.3); });
+}
+
+Experts dense(int64_t rows, int64_t D, int64_t F, int64_t padding) {
+  return {.name = concat("dense ", D, " to ", F),
+          .rows = rows,
+          .offsets = {},
+          .D = D,
+          .F = F,
+          .padding = padding};
+}
+
+// So few tiles that cuBLASLt multiplies, and so many that our own kernels do, in both directions
+// and in the forward alone.
+TEST(GroupedFfnGpuEdges, DenseWithoutOffsets) {
+  constexpr size_t kArena = size_t{40} << 20;  // cuBLASLt's
+  check_on_gpu([](Side& side) { there_and_back(side, dense(50, 64, 128, 0), 0.3); },
+               {.arena_bytes = kArena});
+  for (const Experts& large : {dense(130, 72, 16904, 0), dense(131, 40, 8600, 8)}) {
+    check_on_gpu([&](Side& side) { there_and_back(side, large, 0.3); },
+                 {.arena_bytes = kArena, .in_f32 = false});
+  }
 }
 
 // Least work: on tensor cores alone.
