@@ -21,9 +21,9 @@ namespace sluice {
 
 // Of logits at a time. Each chunk reads weight twice and dweight once, so it must not be small; the
 // results depend on it by rounding alone. On a GPU dweight, in f32, passes through memory twice a
-// chunk beside a product of some 0.5 ms, which must hide it.
+// chunk beside a product of some 1 ms, which must hide it.
 inline constexpr int64_t kXentChunkBytes = int64_t{64} << 20;
-inline constexpr int64_t kXentChunkBytesOnGpu = int64_t{256} << 20;
+inline constexpr int64_t kXentChunkBytesOnGpu = int64_t{448} << 20;
 
 struct LinearXentForward {
   ConstTensorView hidden = {};   // (B, T, D)
