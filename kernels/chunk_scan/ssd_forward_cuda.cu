@@ -135,7 +135,7 @@ struct Walker {
     write(strip, x, sum, size, y, stride);
     wait_sums<0>(state.acc);
     store_state();
-    arrive(room.emptied[stage]);
+    room.emptied[stage].arrive();
   }
   __device__ void scale(const Strip& strip, const Weights& weights,
                         Accumulator (&sum)[kP / kMmaN]) {
@@ -201,8 +201,8 @@ __global__ void __launch_bounds__(kThreadsIfWhole<kThreads<kHeads>>, 1)
   const int group = warpgroup_index();
   if (threadIdx.x == 0) {
     for (int stage = 0; stage < kStages; ++stage) {
-      room.filled[stage].init(task.heads + 1);
-      room.emptied[stage].init(task.heads * kWarps);
+      room.filled[stage].init((task.heads + 1) * kWarp);
+      room.emptied[stage].init(task.heads * kWarpgroup);
     }
     fence_barriers();
   }
