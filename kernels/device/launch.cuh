@@ -16,7 +16,8 @@ struct Grid {
   size_t shared_bytes = 0;  // dynamic
 };
 
-// `name` is the operator's, with the shapes that matter: it is what an error says.
+// `name` is the operator's: an error says it and the grid, and where the model runs it the branch
+// and the shape (layers/model.cpp).
 template <class... Parameters, class... Args>
 void launch(const Context& ctx, const char* name, const Grid& grid, void (*kernel)(Parameters...),
             Args&&... args) {
