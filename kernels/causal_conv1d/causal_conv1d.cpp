@@ -104,4 +104,11 @@ void causal_conv1d_step(const Context& ctx, const CausalConv1dStep& args) {
   dispatch_float(dtype, [&]<class Real>() { cpu::causal_conv1d_step<Real>(args); });
 }
 
+std::string describe_convolution(Device device, int64_t C, int64_t K) {
+  if (device.is_cpu() || (K == cuda::kConvTaps && C % cuda::kConvWidth == 0)) return "";
+  return concat("the convolution of ", C, " channels over ", K,
+                " tokens runs on plain kernels; those that keep a window in registers take ",
+                cuda::kConvTaps, " tokens and multiples of ", cuda::kConvWidth, " channels");
+}
+
 }  // namespace sluice

@@ -8,6 +8,8 @@
 // gradient of the inputs that the left neighbours own.
 #pragma once
 
+#include <string>
+
 #include "kernels/core/context.h"
 
 namespace sluice {
@@ -48,5 +50,9 @@ struct CausalConv1dStep {
   bool silu = true;
 };
 void causal_conv1d_step(const Context& ctx, const CausalConv1dStep& args);
+
+// What keeps a convolution of C channels over K tokens with SiLU from a device's fast kernels, for
+// a log. Empty: nothing.
+std::string describe_convolution(Device device, int64_t C, int64_t K);
 
 }  // namespace sluice

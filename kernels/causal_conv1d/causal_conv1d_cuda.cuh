@@ -10,10 +10,6 @@
 
 namespace sluice::cuda {
 
-// Taps of the kernels that keep a window of rows in registers, for silu = true. All else takes the
-// plain kernels.
-constexpr int kConvTaps = 4;
-
 template <class T>
 struct ConvInput {
   const T* x;
@@ -68,7 +64,7 @@ struct ConvInput {
 };
 
 // Neighbouring channels of a lane, moved by one instruction: 8 bytes of bf16 or 16 of f32.
-constexpr int kConvWidth = kConvChannels / kWarp;
+static_assert(kConvWidth == kConvChannels / kWarp);
 
 struct ConvRow {
   float values[kConvWidth] = {};

@@ -223,4 +223,10 @@ void selective_scan_step(const Context& ctx, const SelectiveScanStep& args) {
   dispatch_float(dtype, [&]<class Real>() { cpu::selective_scan_step<Real>(args); });
 }
 
+std::string describe_scan(Device device, int64_t N) {
+  if (device.is_cpu() || N <= cuda::kScanStates) return "";
+  return concat("state_dim ", N, " is scanned in ", cuda::scan_state_blocks(N),
+                " passes over the tokens; one takes up to ", cuda::kScanStates);
+}
+
 }  // namespace sluice

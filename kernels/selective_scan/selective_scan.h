@@ -13,6 +13,7 @@
 #pragma once
 
 #include <span>
+#include <string>
 
 #include "kernels/core/context.h"
 
@@ -121,5 +122,8 @@ struct SelectiveScanStep {
   TensorView y = {};             // (B, E)
 };
 void selective_scan_step(const Context& ctx, const SelectiveScanStep& args);
+
+// What a scan over N states costs more than need be on a device, for a log. Empty: nothing.
+std::string describe_scan(Device device, int64_t N);
 
 }  // namespace sluice

@@ -366,6 +366,10 @@ void Mamba::step(const Context& ctx, const LayerStep& io) const {
   out_proj_.forward(ctx, y, io.y);
 }
 
+std::string Mamba::describe_kernels(int64_t, int64_t) const {
+  return joined(describe_convolution(store_.device(), E_, K_), describe_scan(store_.device(), N_));
+}
+
 // Projections, then the scan by the customary count of 7 E N.
 double Mamba::flops_per_token(int64_t) const {
   return 4.0 * D_ * E_ + 2.0 * E_ * (R_ + 2 * N_) + 2.0 * R_ * E_ + 2.0 * E_ * D_ + 7.0 * E_ * N_;

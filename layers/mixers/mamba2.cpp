@@ -349,16 +349,19 @@ void Mamba2::step(const Context& ctx, const LayerStep& io) const {
 }
 
 std::string Mamba2::describe_kernels(int64_t rows, int64_t row_tokens) const {
-  if (store_.device().is_cpu() || store_.dtype() != DType::bf16) return "";
+  const std::string convolution = describe_convolution(store_.device(), C_, K_);
+  if (store_.device().is_cpu() || store_.dtype() != DType::bf16) return convolution;
   const auto shape = [&](int64_t heads, int64_t width) {
     return ConstTensorView(nullptr, {rows, row_tokens, heads, width}, store_.dtype(),
                            store_.device());
   };
-  if (cuda::tensor_cores_take(shape(H_, P_), shape(G_, N_), config_.chunk)) return "";
-  return fmt::format(
-      "head_dim {}, state_dim {} and chunk {} run on plain kernels; those on tensor cores take "
-      "head_dim 64, state_dim 64 or 128 and chunk up to 256",
-      P_, N_, config_.chunk);
+  if (cuda::tensor_cores_take(shape(H_, P_), shape(G_, N_), config_.chunk)) return convolution;
+  return joined(
+      convolution,
+      fmt::format(
+          "head_dim {}, state_dim {} and chunk {} run on plain kernels; those on tensor cores take "
+          "head_dim 64, state_dim 64 or 128 and chunk up to 256",
+          P_, N_, config_.chunk));
 }
 
 // Projections, then the scan by the customary count of 7 E N.

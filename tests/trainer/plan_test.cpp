@@ -242,6 +242,24 @@ TEST(Plan, NamesWhatAGpuRunsWith) {
   EXPECT_EQ(to_json(plan).at("kernels").size(), 2u);
 }
 
+TEST(Plan, NamesConvolutionsAndScansThatMissTheFastKernels) {
+  TinyRun tiny("SM");
+  tiny.config.device = DeviceChoice::cuda;
+  std::get<MambaConfig>(tiny.config.model.sections).state_dim = 16;
+  EXPECT_TRUE(make_plan(tiny.config, 1).kernels.empty());
+  std::get<MambaConfig>(tiny.config.model.sections).state_dim = 40;
+  std::get<MambaConfig>(tiny.config.model.sections).conv_width = 3;
+  std::get<Mamba2Config>(tiny.config.model.sections).conv_width = 5;
+  const Plan plan = make_plan(tiny.config, 1);
+  ASSERT_EQ(plan.kernels.size(), 2u);
+  for (const char* text :
+       {"mamba: ", " over 3 tokens runs on plain kernels", "; state_dim 40", "in 3 passes"}) {
+    EXPECT_NE(plan.kernels[0].find(text), std::string::npos) << plan.kernels[0];
+  }
+  EXPECT_NE(plan.kernels[1].find(" over 5 tokens runs on plain kernels"), std::string::npos)
+      << plan.kernels[1];
+}
+
 TEST(Plan, OneRankSendsNothing) {
   const TinyRun tiny("M*E");
   EXPECT_TRUE(make_plan(with_parallel(tiny.config, {1, 1, 1}, 1), 1).wire_bytes_per_step.empty());
