@@ -7,7 +7,6 @@
 
 #include <gtest/gtest.h>
 
-#include <functional>
 #include <map>
 #include <string>
 #include <vector>
@@ -83,26 +82,29 @@ struct Outputs {
   Values of;
 };
 
-// `body` runs the operators, and keeps views of what they read in `inputs`, by name.
+// `run` runs the operators, and keeps views of what they read in `inputs`, by name.
 using Inputs = std::map<std::string, TensorView>;
-using Body = std::function<void(Side&, Inputs&)>;
-using Straightforward = std::function<Outputs(const Values&, Rounding)>;
+template <class Shape>
+using Run = void (*)(Side&, const Shape&, Inputs& inputs);
+template <class Shape>
+using Straightforward = Outputs (*)(const Shape&, const Values&, Rounding);
 
-inline void check_errors(const Body& body, const Straightforward& straightforward) {
+template <class Shape>
+void check_errors(const Shape& shape, Run<Shape> run, Straightforward<Shape> straightforward) {
   constexpr size_t kArenaBytes = size_t{32} << 20;
   const uint64_t seed = uint64_t(testing::UnitTest::GetInstance()->random_seed());
   Side cpu(kCpu, DType::f64, DType::bf16, seed, 2 * kArenaBytes);
   cpu.limit(max_test_elements());
   Inputs views;
   try {
-    body(cpu, views);
+    run(cpu, shape, views);
   } catch (const TooLarge&) {
     GTEST_SKIP() << "too large";
   }
   Values inputs;
   for (const auto& [name, view] : views) inputs[name] = cpu.download(view);
-  const Outputs exact = straightforward(inputs, Rounding::none);
-  const Outputs rounded = straightforward(inputs, Rounding::bf16);
+  const Outputs exact = straightforward(shape, inputs, Rounding::none);
+  const Outputs rounded = straightforward(shape, inputs, Rounding::bf16);
   for (const Side::Output& output : cpu.outputs())
     EXPECT_LE(error_by_norm(cpu.download(output.view), exact.of.at(output.name)), 1e-10)
         << output.name << " of the CPU";
@@ -110,7 +112,7 @@ inline void check_errors(const Body& body, const Straightforward& straightforwar
   if (num_cuda_devices() == 0) GTEST_SKIP() << "no GPU";
   Side gpu({Device::Kind::cuda, 0}, DType::bf16, DType::bf16, seed, kArenaBytes);
   Inputs unused;
-  body(gpu, unused);
+  run(gpu, shape, unused);
   for (const Side::Output& output : gpu.outputs()) {
     const std::vector<double>& expected = exact.of.at(output.name);
     const double ours = error_by_norm(gpu.download(output.view), expected);

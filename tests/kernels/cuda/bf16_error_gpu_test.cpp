@@ -78,11 +78,7 @@ Outputs straightforward_attention(const AttentionShape& a, const Values& inputs,
 class AttentionGpuError : public testing::TestWithParam<AttentionShape> {};
 
 TEST_P(AttentionGpuError, IsAtMostThatOfTheStraightforwardComputation) {
-  const AttentionShape& shape = GetParam();
-  check_errors([&](Side& side, Inputs& inputs) { run_attention(side, shape, inputs); },
-               [&](const auto& inputs, Rounding rounding) {
-                 return straightforward_attention(shape, inputs, rounding);
-               });
+  check_errors(GetParam(), run_attention, straightforward_attention);
 }
 INSTANTIATE_TEST_SUITE_P(Shapes, AttentionGpuError,
                          testing::Values(AttentionShape{200, 2, 1, 64, 70},
@@ -243,11 +239,7 @@ Outputs straightforward_ssd(const SsdErrorShape& s, const Values& inputs, Roundi
 class SsdGpuError : public testing::TestWithParam<SsdErrorShape> {};
 
 TEST_P(SsdGpuError, IsAtMostThatOfTheStraightforwardComputation) {
-  const SsdErrorShape& shape = GetParam();
-  check_errors([&](Side& side, Inputs& inputs) { run_ssd(side, shape, inputs); },
-               [&](const auto& inputs, Rounding rounding) {
-                 return straightforward_ssd(shape, inputs, rounding);
-               });
+  check_errors(GetParam(), run_ssd, straightforward_ssd);
 }
 INSTANTIATE_TEST_SUITE_P(Shapes, SsdGpuError,
                          testing::Values(SsdErrorShape{300, 2, 1, 64, 128, 128, 200},

@@ -144,11 +144,7 @@ Outputs straightforward_scan(const ScanErrorShape& s, const Values& inputs, Roun
 class SelectiveScanGpuError : public testing::TestWithParam<ScanErrorShape> {};
 
 TEST_P(SelectiveScanGpuError, IsAtMostThatOfTheStraightforwardComputation) {
-  const ScanErrorShape& shape = GetParam();
-  check_errors([&](Side& side, Inputs& inputs) { run_scan(side, shape, inputs); },
-               [&](const auto& inputs, Rounding rounding) {
-                 return straightforward_scan(shape, inputs, rounding);
-               });
+  check_errors(GetParam(), run_scan, straightforward_scan);
 }
 INSTANTIATE_TEST_SUITE_P(Shapes, SelectiveScanGpuError,
                          testing::Values(ScanErrorShape{200, 96, 16, 70},
