@@ -31,8 +31,8 @@ void Linear::forward(const Context& ctx, const ConstTensorView& x, const TensorV
   gemm(ctx, {.a = x.matrix(),
              .b = rows_of(store_->value(weight_)),
              .c = y.matrix(),
+             .bias = bias_.index >= 0 ? part_of(store_->value(bias_)) : TensorView{},
              .transpose_b = true});
-  if (bias_.index >= 0) add_bias(ctx, part_of(store_->value(bias_)), y);
 }
 
 void Linear::backward_weight(const Context& ctx, const ConstTensorView& x,

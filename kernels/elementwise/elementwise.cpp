@@ -60,17 +60,6 @@ void zero(const Context& ctx, TensorView y) {
   cpu::zero(y);
 }
 
-void add_bias(const Context& ctx, ConstTensorView bias, TensorView y) {
-  expect("bias", bias, {y.row_size()}, stat_dtype(y.dtype), ctx.device);
-  expect("y", y, y.dims, y.dtype, ctx.device);
-  if (ctx.counting()) return;
-  if (ctx.device.is_cuda()) {
-    if constexpr (kBuiltWithCuda) return cuda::add_bias(ctx, bias, y);
-    fail_no_cuda("add_bias");
-  }
-  dispatch_float(y.dtype, [&]<class T>() { cpu::add_bias<T>(bias, y); });
-}
-
 void sum_rows(const Context& ctx, ConstTensorView x, TensorView total) {
   expect("x", x, x.dims, x.dtype, ctx.device);
   expect("total", total, {x.row_size()}, stat_dtype(x.dtype), ctx.device);

@@ -12,8 +12,6 @@ void convert(const Context& ctx, ConstTensorView x, TensorView y);
 void scale(const Context& ctx, double factor, TensorView y);  // y *= factor
 void zero(const Context& ctx, TensorView y);                  // y = 0, of any dtype
 
-// y[row] += bias, for every row of y.
-void add_bias(const Context& ctx, ConstTensorView bias, TensorView y);  // bias: (row_size)
 // total += the sum of the rows of x.
 void sum_rows(const Context& ctx, ConstTensorView x, TensorView total);  // total: (row_size)
 

@@ -65,15 +65,6 @@ void scale(T factor, TensorView y) {
 }
 
 template <class T>
-void add_bias(ConstTensorView bias, TensorView y) {
-  const T* const values = bias.as<T>();
-  for_each_piece(Pieces(false, y.dims), [&](int64_t row, int64_t begin, int64_t count) {
-    T* const to = y.row<T>(row) + begin;
-    for (int64_t i = 0; i < count; ++i) to[i] += values[begin + i];
-  });
-}
-
-template <class T>
 void sum_rows(ConstTensorView x, TensorView total, TensorView partial) {
   const RowBlocks blocks(x.rows());
   const int64_t columns = x.row_size();
@@ -140,8 +131,6 @@ template void add<float>(ConstTensorView, TensorView);
 template void add<double>(ConstTensorView, TensorView);
 template void scale<float>(float, TensorView);
 template void scale<double>(double, TensorView);
-template void add_bias<float>(ConstTensorView, TensorView);
-template void add_bias<double>(ConstTensorView, TensorView);
 template void sum_rows<float>(ConstTensorView, TensorView, TensorView);
 template void sum_rows<double>(ConstTensorView, TensorView, TensorView);
 

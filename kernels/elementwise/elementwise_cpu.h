@@ -9,8 +9,6 @@ template <class T>
 void add(ConstTensorView x, TensorView y);
 template <class T>
 void scale(T factor, TensorView y);
-template <class T>
-void add_bias(ConstTensorView bias, TensorView y);
 // partial: (RowBlocks(rows).count, row_size), scratch.
 template <class T>
 void sum_rows(ConstTensorView x, TensorView total, TensorView partial);

@@ -70,17 +70,6 @@ struct Scale {
   }
 };
 
-template <class T>
-struct AddBias {
-  const float* bias;
-  T* y;
-  int64_t stride;
-  __device__ void operator()(int64_t row, int64_t column) const {
-    T& to = y[row * stride + column];
-    to = from_float<T>(to_float(to) + bias[column]);
-  }
-};
-
 // A block sums kThreads columns of one range of rows.
 template <class T>
 __global__ void sum_row_blocks_kernel(const T* x, int64_t stride, int64_t columns, RowBlocks blocks,
@@ -147,13 +136,6 @@ void scale(const Context& ctx, double factor, TensorView y) {
   dispatch_float(y.dtype, [&]<class T>() {
     for_each(ctx, "scale", matrix_of(y, y.packed()),
              Scale<T>{pointer<T>(y), y.row_stride, float(factor)});
-  });
-}
-
-void add_bias(const Context& ctx, ConstTensorView bias, TensorView y) {
-  dispatch_float(y.dtype, [&]<class T>() {
-    for_each(ctx, "add_bias", {y.rows(), y.row_size()},
-             AddBias<T>{bias.as<float>(), pointer<T>(y), y.row_stride});
   });
 }
 

@@ -10,7 +10,6 @@ void copy(const Context& ctx, ConstTensorView x, TensorView y);
 void convert(const Context& ctx, ConstTensorView x, TensorView y);
 void scale(const Context& ctx, double factor, TensorView y);
 void zero(const Context& ctx, TensorView y);
-void add_bias(const Context& ctx, ConstTensorView bias, TensorView y);
 
 // partial: (RowBlocks(rows, kSumBlocks).count, row_size), scratch.
 inline constexpr int64_t kSumBlocks = 256;

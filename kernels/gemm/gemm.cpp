@@ -64,8 +64,10 @@ void gemm_on_gpu(const Context& ctx, const Gemm& args) {
   const bool a_is_f32 = args.a.dtype == DType::f32, b_is_f32 = args.b.dtype == DType::f32;
   const int64_t K = args.a.dim(args.transpose_a ? 0 : 1);
   Gemm part = args;
+  if (args.bias && args.c.dtype == DType::bf16)
+    part.bias = in_bf16(ctx, args.bias.reshape({1, args.bias.numel()}), 1, cuda::Stack::below);
   if (args.c.dtype == DType::bf16 && (a_is_f32 || b_is_f32)) {
-    if (a_is_f32 && b_is_f32 && !args.transpose_a && !args.transpose_b && K > 0 &&
+    if (a_is_f32 && b_is_f32 && !args.transpose_a && !args.transpose_b && !args.bias && K > 0 &&
         K <= cuda::kNarrowest) {
       if (ctx.counting()) return;
       if constexpr (kBuiltWithCuda) return cuda::gemm_narrow(ctx, args);
@@ -74,7 +76,7 @@ void gemm_on_gpu(const Context& ctx, const Gemm& args) {
     part.b = in_bf16(ctx, args.b, 1, cuda::Stack::below);
     return product(part);
   }
-  if (a_is_f32 == b_is_f32) return product(args);
+  if (a_is_f32 == b_is_f32) return product(part);
   // The terms are rows of A or columns of B: one product reads the other operand once for all.
   using enum cuda::Stack;
   if (a_is_f32) part.a = in_bf16(ctx, args.a, cuda::kBf16Terms, args.transpose_a ? beside : below);
@@ -82,11 +84,11 @@ void gemm_on_gpu(const Context& ctx, const Gemm& args) {
   part.c = ctx.scratch->alloc_padded_rows({args.c.dim(0) * (a_is_f32 ? cuda::kBf16Terms : 1),
                                            args.c.dim(1) * (b_is_f32 ? cuda::kBf16Terms : 1)},
                                           DType::f32);
-  part.beta = 0;
+  part.beta = 0, part.bias = {};
   product(part);
   if constexpr (kBuiltWithCuda) {
     if (!ctx.counting())
-      cuda::add_stacked(ctx, part.c, a_is_f32 ? below : beside, args.beta, args.c);
+      cuda::add_stacked(ctx, part.c, a_is_f32 ? below : beside, args.beta, args.bias, args.c);
   }
 }
 
@@ -100,6 +102,7 @@ void gemm(const Context& ctx, const Gemm& args) {
   expect("a", args.a, args.transpose_a ? Dims{K, M} : Dims{M, K}, args.a.dtype, ctx.device);
   expect("b", args.b, args.transpose_b ? Dims{N, K} : Dims{K, N}, args.b.dtype, ctx.device);
   expect("c", args.c, {M, N}, args.c.dtype, ctx.device);
+  if (args.bias) expect("bias", args.bias, {N}, stat_dtype(args.c.dtype), ctx.device);
   expect_rows("a", args.a), expect_rows("b", args.b), expect_rows("c", args.c);
   if (ctx.device.is_cuda()) return gemm_on_gpu(ctx, args);
   if (ctx.counting()) return;

@@ -1,10 +1,10 @@
 // Matrix products: OpenBLAS on the CPU, cuBLASLt and own kernels on GPUs.
 //
-//   gemm:          C = alpha op(A) op(B) + beta C          op(X) is X or its transpose
+//   gemm:          C = alpha op(A) op(B) + beta C + bias   op(X) is X or its transpose
 //   grouped_gemm:  the same for X groups of rows: group e is the rows [offsets[e], offsets[e+1])
 //
 // A linear layer y = x W^T, W (out, in), is, with rows = B*T:
-//   forward   y  = x W^T      {.a = x,  .b = W, .c = y,  .transpose_b = true}
+//   forward   y  = x W^T + b  {.a = x,  .b = W, .c = y,  .bias = b, .transpose_b = true}
 //   data      dx = dy W       {.a = dy, .b = W, .c = dx}
 //   weight    dW += dy^T x    {.a = dy, .b = x, .c = dW, .transpose_a = true, .beta = 1}
 //
@@ -21,6 +21,8 @@
 //                                           24 bits: one product of all of them, nothing lost
 //                                           (router logits); the other operand is read once
 //   any f32            c bf16               f32 is rounded to bf16 first
+// The bias is added to the f32 sums, before C is rounded: in cuBLASLt's epilogue, which takes it in
+// C's dtype, or in our own kernels.
 #pragma once
 
 #include "kernels/core/context.h"
@@ -28,9 +30,10 @@
 namespace sluice {
 
 struct Gemm {
-  ConstTensorView a = {};  // (M, K), or (K, M) if transpose_a
-  ConstTensorView b = {};  // (K, N), or (N, K) if transpose_b
-  TensorView c = {};       // (M, N)
+  ConstTensorView a = {};     // (M, K), or (K, M) if transpose_a
+  ConstTensorView b = {};     // (K, N), or (N, K) if transpose_b
+  TensorView c = {};          // (M, N)
+  ConstTensorView bias = {};  // (N) statistics, added to every row; optional
   bool transpose_a = false;
   bool transpose_b = false;
   double alpha = 1;

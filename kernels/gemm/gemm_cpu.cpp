@@ -58,6 +58,13 @@ void scale_tile(int64_t m, int64_t n, T beta, T* c, int64_t ldc) {
 }
 
 template <class T>
+void add_to_rows(const T* bias, int64_t m, int64_t n, T* c, int64_t ldc) {
+  for (int64_t i = 0; i < m; ++i) {
+    for (int64_t j = 0; j < n; ++j) c[i * ldc + j] += bias[j];
+  }
+}
+
+template <class T>
 void tile_product(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, T alpha,
                   const T* a, int64_t lda, const T* b, int64_t ldb, T beta, T* c, int64_t ldc) {
   if (m == 0 || n == 0) return;
@@ -83,6 +90,7 @@ struct Product {
   T beta = 0;
   T* c = nullptr;
   int64_t ldc = 0;
+  const T* bias = nullptr;
 };
 
 // Tiles of C. A tile costs m n k multiply-adds and packs (m + n) k elements of its own, so tiles
@@ -129,11 +137,13 @@ void run_tile(const Product<T>& p, int64_t tile) {
   const int64_t j = tile % grid.tile_columns;
   const int64_t row = TileGrid::cut(p.m, grid.tile_rows, i);
   const int64_t column = TileGrid::cut(p.n, grid.tile_columns, j);
-  tile_product(p.transpose_a, p.transpose_b, TileGrid::cut(p.m, grid.tile_rows, i + 1) - row,
-               TileGrid::cut(p.n, grid.tile_columns, j + 1) - column, p.k, p.alpha,
+  const int64_t rows = TileGrid::cut(p.m, grid.tile_rows, i + 1) - row;
+  const int64_t columns = TileGrid::cut(p.n, grid.tile_columns, j + 1) - column;
+  T* const c = p.c + row * p.ldc + column;
+  tile_product(p.transpose_a, p.transpose_b, rows, columns, p.k, p.alpha,
                p.a + (p.transpose_a ? row : row * p.lda), p.lda,
-               p.b + (p.transpose_b ? column * p.ldb : column), p.ldb, p.beta,
-               p.c + row * p.ldc + column, p.ldc);
+               p.b + (p.transpose_b ? column * p.ldb : column), p.ldb, p.beta, c, p.ldc);
+  if (p.bias) add_to_rows(p.bias + column, rows, columns, c, p.ldc);
 }
 
 // Before the parallel region, which nothing can be thrown out of.
@@ -188,7 +198,8 @@ void gemm(const Gemm& args) {
                     .ldb = args.b.row_stride,
                     .beta = T(args.beta),
                     .c = args.c.as<T>(),
-                    .ldc = args.c.row_stride}});
+                    .ldc = args.c.row_stride,
+                    .bias = args.bias ? args.bias.as<T>() : nullptr}});
 }
 
 template <class T>

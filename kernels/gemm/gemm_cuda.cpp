@@ -33,23 +33,26 @@ using Matmul = std::unique_ptr<cublasLtMatmulDescOpaque_t, Destroy>;
 using Layout = std::unique_ptr<cublasLtMatrixLayoutOpaque_t, Destroy>;
 using Preference = std::unique_ptr<cublasLtMatmulPreferenceOpaque_t, Destroy>;
 
+// Of the pointer, in bytes. The widest loads and the copy engine ask for 16; more would only tell
+// buffers apart.
+uint32_t alignment_of(const ConstTensorView& view) {
+  constexpr uintptr_t kWidest = 16;
+  const uintptr_t address = reinterpret_cast<uintptr_t>(view.data);
+  return address == 0 ? kWidest : uint32_t(std::min(kWidest, address & -address));
+}
+
 // A row-major matrix, as cuBLASLt, which counts columns first, sees it: transposed.
 struct Operand {
   int64_t rows = 0, columns = 0, stride = 0;
   DType dtype = DType::f32;
-  uint32_t alignment = 0;  // of the pointer, in bytes
+  uint32_t alignment = 0;
 
   explicit Operand(const ConstTensorView& view)
       : rows(view.rows()),
         columns(view.row_size()),
         stride(std::max(view.row_stride, view.row_size())),
-        dtype(view.dtype) {
-    // The widest loads and the copy engine ask for 16 bytes; more would only tell buffers apart.
-    constexpr uintptr_t kWidest = 16;
-    const uintptr_t address = reinterpret_cast<uintptr_t>(view.data);
-    alignment = uint32_t(std::min(kWidest, address & -address));
-    if (address == 0) alignment = kWidest;
-  }
+        dtype(view.dtype),
+        alignment(alignment_of(view)) {}
   auto operator<=>(const Operand&) const = default;
 
   Layout layout() const {
@@ -65,6 +68,7 @@ struct Operand {
 struct Problem {
   Operand a, b, c;
   bool transpose_a = false, transpose_b = false, accumulates = false;
+  uint32_t bias_alignment = 0;  // 0: no bias
 
   explicit Problem(const Gemm& args)
       : a(args.a),
@@ -72,11 +76,12 @@ struct Problem {
         c(args.c),
         transpose_a(args.transpose_a),
         transpose_b(args.transpose_b),
-        accumulates(args.beta != 0) {}
+        accumulates(args.beta != 0),
+        bias_alignment(args.bias ? alignment_of(args.bias) : 0) {}
   auto operator<=>(const Problem&) const = default;
 };
 
-// C^T = op(B)^T op(A)^T: B comes first.
+// C^T = op(B)^T op(A)^T: B comes first, and the bias has a number for each row.
 struct Plan {
   Matmul matmul;
   Layout a, b, c;
@@ -90,6 +95,7 @@ struct Plan {
     matmul.reset(desc);
     set_transpose(CUBLASLT_MATMUL_DESC_TRANSA, problem.transpose_b);
     set_transpose(CUBLASLT_MATMUL_DESC_TRANSB, problem.transpose_a);
+    if (problem.bias_alignment > 0) set(CUBLASLT_MATMUL_DESC_EPILOGUE, CUBLASLT_EPILOGUE_BIAS);
     const Preference preference = preference_for(problem);
     cublasLtMatmulHeuristicResult_t best{};
     int found = 0;
@@ -101,11 +107,15 @@ struct Plan {
     if (found > 0 && best.state == CUBLAS_STATUS_SUCCESS) algorithm = best.algo;
   }
 
+  template <class Value>
+  void set(cublasLtMatmulDescAttributes_t attribute, const Value& value) const {
+    check(cublasLtMatmulDescSetAttribute(matmul.get(), attribute, &value, sizeof(value)),
+          "cublasLtMatmulDescSetAttribute");
+  }
+
  private:
   void set_transpose(cublasLtMatmulDescAttributes_t attribute, bool transpose) {
-    const cublasOperation_t operation = transpose ? CUBLAS_OP_T : CUBLAS_OP_N;
-    check(cublasLtMatmulDescSetAttribute(matmul.get(), attribute, &operation, sizeof(operation)),
-          "cublasLtMatmulDescSetAttribute");
+    set(attribute, transpose ? CUBLAS_OP_T : CUBLAS_OP_N);
   }
 
   // Partial sums of a split inner dimension only where they are f32 and added in order.
@@ -123,7 +133,10 @@ struct Plan {
     set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, problem.b.alignment);
     set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, problem.a.alignment);
     set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, problem.c.alignment);
-    set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, problem.c.alignment);
+    // The bias is read as widely as results are written.
+    set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES,
+        problem.bias_alignment > 0 ? std::min(problem.c.alignment, problem.bias_alignment)
+                                   : problem.c.alignment);
     return preference;
   }
 };
@@ -168,6 +181,7 @@ void gemm(const Context& ctx, const Gemm& args, const TensorView& workspace) {
   Library& library = library_of(ctx.device);
   const Plan& plan = library.plan(Problem(args));
   if (!plan.algorithm) return gemm_plain(ctx, args);
+  if (args.bias) plan.set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, args.bias.data);
   const float alpha = float(args.alpha), beta = float(args.beta);
   const cublasStatus_t status = cublasLtMatmul(
       library.handle(), plan.matmul.get(), &alpha, args.b.data, plan.b.get(), args.a.data,

@@ -30,7 +30,8 @@ void gemm_plain_of(const Context& ctx, const Gemm& args) {
                                    .N = N,
                                    .K = args.a.dim(args.transpose_a ? 0 : 1),
                                    .alpha = float(args.alpha),
-                                   .beta = float(args.beta)};
+                                   .beta = float(args.beta),
+                                   .bias = optional_pointer<C>(args.bias)};
   const int64_t row_tiles = ceil_div(M, PlainTile::kSize);
   launch(ctx, "gemm",
          {.blocks = unsigned(row_tiles * ceil_div(N, PlainTile::kSize)),
@@ -50,13 +51,13 @@ struct Stacked {
         terms_stride(terms.row_stride),
         term_step(stack == Stack::below ? matrix.rows() * terms.row_stride : columns) {}
 
-  // body(index in the matrix, index of its first term) for this thread's share.
+  // body(index in the matrix, index of its first term, column) for this thread's share.
   template <class Body>
   __device__ void for_each(const Body& body) const {
     const int64_t step = int64_t(gridDim.x) * blockDim.x;
     for (int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += step) {
       const int64_t row = i / columns, column = i - row * columns;
-      body(row * stride + column, row * terms_stride + column);
+      body(row * stride + column, row * terms_stride + column, column);
     }
   }
   Grid grid() const {
@@ -68,7 +69,7 @@ struct Stacked {
 
 // The first term is x rounded; what it misses is exact in f32, and so on.
 __global__ void split_kernel(Stacked elements, const float* x, int64_t num_terms, Bf16* terms) {
-  elements.for_each([&](int64_t at, int64_t first) {
+  elements.for_each([&](int64_t at, int64_t first, int64_t /*column*/) {
     float left = x[at];
     for (int64_t term = 0; term < num_terms; ++term) {
       const Bf16 rounded = from_float<Bf16>(left);
@@ -78,12 +79,14 @@ __global__ void split_kernel(Stacked elements, const float* x, int64_t num_terms
   });
 }
 
-__global__ void add_stacked_kernel(Stacked elements, const float* sums, float beta, float* c) {
-  elements.for_each([&](int64_t at, int64_t first) {
+__global__ void add_stacked_kernel(Stacked elements, const float* sums, float beta,
+                                   const float* bias, float* c) {
+  elements.for_each([&](int64_t at, int64_t first, int64_t column) {
     float sum = 0;
 #pragma unroll
     for (int64_t term = 0; term < kBf16Terms; ++term)
       sum += sums[first + term * elements.term_step];
+    if (bias) sum += bias[column];
     c[at] = beta == 0 ? sum : fmaf(beta, c[at], sum);
   });
 }
@@ -105,10 +108,10 @@ void split_into_bf16(const Context& ctx, const ConstTensorView& x, Stack stack,
 }
 
 void add_stacked(const Context& ctx, const ConstTensorView& sums, Stack stack, double beta,
-                 const TensorView& c) {
+                 const ConstTensorView& bias, const TensorView& c) {
   const Stacked elements(c, sums, stack);
   launch(ctx, "gemm", elements.grid(), add_stacked_kernel, elements, sums.as<float>(), float(beta),
-         c.as<float>());
+         optional_pointer<float>(bias), c.as<float>());
 }
 
 }  // namespace sluice::cuda

@@ -9,7 +9,7 @@
 
 namespace sluice::cuda {
 
-// C = alpha op(A) op(B) + beta C; element (m, k) of op(A) is a[m * a_row + k * a_column].
+// C = alpha op(A) op(B) + beta C + bias; element (m, k) of op(A) is a[m * a_row + k * a_column].
 template <class T, class C>
 struct PlainProduct {
   const T* a;
@@ -20,6 +20,7 @@ struct PlainProduct {
   int64_t c_row;
   int64_t M, N, K;
   float alpha, beta;
+  const C* bias = nullptr;  // (N)
 };
 
 struct PlainTile {
@@ -70,7 +71,8 @@ struct PlainTile {
 #pragma unroll
       for (int j = 0; j < kPerThread; ++j) {
         if (m + row + i >= p.M || n + column + j >= p.N) continue;
-        const float value = p.alpha * sum[i][j];
+        float value = p.alpha * sum[i][j];
+        if (p.bias) value += to_float(p.bias[n + column + j]);
         to[j] = from_float<C>(p.beta == 0 ? value : value + p.beta * to_float(to[j]));
       }
     }

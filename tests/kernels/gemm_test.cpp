@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include "kernels/core/threads.h"
+#include "kernels/elementwise/elementwise.h"
 #include "kernels/gemm/blas.h"
 #include "tests/support/tensors.h"
 #include "tests/support/tolerance.h"
@@ -30,8 +31,9 @@ std::ostream& operator<<(std::ostream& out, const GemmShape& s) {
              << (s.transpose_b ? " B^T" : " B");
 }
 
-// C = 1.5 op(A) op(B) - 0.5 C by three loops in double.
-Tensor plain_product(const GemmShape& s, const Tensor& a, const Tensor& b, const Tensor& c) {
+// C = 1.5 op(A) op(B) - 0.5 C + bias by three loops in double.
+Tensor plain_product(const GemmShape& s, const Tensor& a, const Tensor& b, const Tensor& c,
+                     const Tensor& bias) {
   Tensor expected({s.m, s.n}, DType::f64);
   for (int64_t i = 0; i < s.m; ++i) {
     for (int64_t j = 0; j < s.n; ++j) {
@@ -40,7 +42,7 @@ Tensor plain_product(const GemmShape& s, const Tensor& a, const Tensor& b, const
         sum += a.get(s.transpose_a ? k * s.m + i : i * s.k + k) *
                b.get(s.transpose_b ? j * s.k + k : k * s.n + j);
       }
-      expected.set(i * s.n + j, 1.5 * sum - 0.5 * c.get(i * s.n + j));
+      expected.set(i * s.n + j, 1.5 * sum - 0.5 * c.get(i * s.n + j) + bias.get(j));
     }
   }
   return expected;
@@ -56,15 +58,21 @@ TEST_P(GemmShapes, AgreesWithPlainLoopsOnStridedRows) {
     Tensor b(s.transpose_b ? Dims{s.n, s.k} : Dims{s.k, s.n}, dtype, 3);
     Tensor c({s.m, s.n}, dtype, 7);
     a.fill_normal(1), b.fill_normal(2), c.fill_normal(3);
-    const Tensor expected = plain_product(s, a, b, c);
-    gemm(ctx, {.a = a,
-               .b = b,
-               .c = c,
-               .transpose_a = s.transpose_a,
-               .transpose_b = s.transpose_b,
-               .alpha = 1.5,
-               .beta = -0.5});
-    EXPECT_LE(relative_error(c, expected), tolerance(dtype, s.k)) << name_of(dtype);
+    const Tensor before = c.clone();
+    for (const bool biased : {false, true}) {
+      const Tensor bias = biased ? normal({s.n}, dtype, 4) : zeros({s.n}, dtype);
+      const Tensor expected = plain_product(s, a, b, before, bias);
+      copy(ctx, before, c);
+      gemm(ctx, {.a = a,
+                 .b = b,
+                 .c = c,
+                 .bias = biased ? bias.view() : ConstTensorView{},
+                 .transpose_a = s.transpose_a,
+                 .transpose_b = s.transpose_b,
+                 .alpha = 1.5,
+                 .beta = -0.5});
+      EXPECT_LE(relative_error(c, expected), tolerance(dtype, s.k)) << name_of(dtype) << biased;
+    }
   }
 }
 

@@ -17,9 +17,9 @@ constexpr GemmShape kShapes[] = {{128, 256, 64}, {64, 48, 96}, {37, 41, 29},  {1
                                  {13, 1, 7},     {1, 1, 1},    {3, 5, 0},     {0, 4, 4},
                                  {4, 0, 4},      {300, 70, 1}, {77, 283, 61}, {520, 16, 1030}};
 
-// c = 1.5 op(a) op(b) - 0.5 c, rows `padding` elements apart.
+// c = 1.5 op(a) op(b) - 0.5 c + bias, rows `padding` elements apart.
 void accumulate(Side& side, const GemmShape& s, bool transpose_a, bool transpose_b,
-                bool into_statistics, int64_t padding) {
+                bool into_statistics, int64_t padding, const ConstTensorView& bias = {}) {
   const std::string name = concat(s.m, "x", s.n, "x", s.k, transpose_a ? " A^T" : "",
                                   transpose_b ? " B^T" : "", " padding ", padding);
   const TensorView a = side.normal(transpose_a ? Dims{s.k, s.m} : Dims{s.m, s.k}, 1, 0, padding);
@@ -29,6 +29,7 @@ void accumulate(Side& side, const GemmShape& s, bool transpose_a, bool transpose
   gemm(side.ctx(), {.a = a,
                     .b = b,
                     .c = c,
+                    .bias = bias,
                     .transpose_a = transpose_a,
                     .transpose_b = transpose_b,
                     .alpha = 1.5,
@@ -59,7 +60,38 @@ TEST_P(GemmGpu, AccumulatesIntoStatistics) {
       kExactProducts);
 }
 
+// Results of either dtype, and biases whose pointers are aligned to 16 bytes and to an element.
+TEST_P(GemmGpu, AddsTheBiasToEveryRow) {
+  check_on_gpu(
+      [&](Side& side) {
+        for (const GemmShape& s : kShapes) {
+          const TensorView bias = side.stat_normal({s.n + 1}, 2);
+          for (const int64_t begin : {0, 1}) {
+            const ConstTensorView part = bias.columns(begin, {s.n});
+            accumulate(side, s, false, true, false, GetParam(), part);
+            accumulate(side, s, false, true, true, GetParam(), part);
+          }
+        }
+      },
+      kRoundedResult);
+}
+
 INSTANTIATE_TEST_SUITE_P(Rows, GemmGpu, testing::Values(0, 3, 8));
+
+// Linear layers as attention and Mamba have them: nothing of C is read.
+TEST(GemmGpuEdges, OverwritesNaNWithABias) {
+  check_on_gpu(
+      [](Side& side) {
+        for (const int64_t K : {0, 8, 300}) {
+          gemm(side.ctx(), {.a = side.normal({70, K}),
+                            .b = side.normal({96, K}),
+                            .c = side.output(concat("K ", K), {70, 96}, side.dtype()),
+                            .bias = side.stat_normal({96}),
+                            .transpose_b = true});
+        }
+      },
+      kRoundedResult);
+}
 
 TEST(GemmGpuEdges, OverwritesNaNWithoutBeta) {
   check_on_gpu(
@@ -120,6 +152,7 @@ TEST(GemmGpuEdges, ProductsOfTwoDtypes) {
                {.a = operand(transpose_a ? Dims{70, 33} : Dims{33, 70}, a_is_f32),
                 .b = operand(transpose_b ? Dims{19, 70} : Dims{70, 19}, !a_is_f32),
                 .c = side.compare(concat("c ", which), side.stat_normal({33, 19}, 1, 0, 2)),
+                .bias = side.stat_normal({19}),
                 .transpose_a = transpose_a,
                 .transpose_b = transpose_b,
                 .alpha = 1.5,
