@@ -14,7 +14,7 @@
 // - A buffer in flight is neither freed nor touched before its event is waited for.
 // - Wrong arguments throw at the call; what goes wrong later throws at wait().
 // - Sums are taken in an order that depends on the number of ranks alone, by the halving tree of
-//   parallel/halving_tree.h: not on timing, not on the implementation, not on how data are cut.
+//   kernels/core/halving_tree.h: not on timing, not on the implementation, not on how data are cut.
 //   all_reduce equals reduce_scatter followed by all_gather, bit for bit. bf16 is summed in f32 and
 //   rounded once.
 // - Views are packed. A verb takes any number of elements, zero too. What it sends and what it

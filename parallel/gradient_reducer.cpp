@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <iterator>
 
+#include "kernels/elementwise/elementwise.h"
+
 namespace sluice {
 namespace {
 
@@ -38,15 +40,26 @@ std::vector<Slice> cut_shards(const std::vector<Slice>& buckets, int ranks, int 
   return shards;
 }
 
+int64_t staged_elements(const GradientBuckets& layout, int ranks) {
+  const std::vector<Slice> buckets = cut_buckets(layout, ranks);
+  return ranks == 1 || buckets.empty() ? 0 : buckets.front().size();  // the last one is smaller
+}
+
 GradientReducer::GradientReducer(Communicator& group, const GradientBuckets& layout,
-                                 Reduction reduction)
+                                 Reduction reduction, const TensorView& staging)
     : group_(group),
       layout_(layout),
       reduction_(reduction),
       buckets_(cut_buckets(layout, group.size())),
-      shards_(cut_shards(buckets_, group.size(), group.rank())) {}
+      shards_(cut_shards(buckets_, group.size(), group.rank())),
+      staging_(staging) {
+  const int64_t staged = staged_elements(layout, group.size());
+  SLUICE_CHECK(!staging || (staging.dims == Dims{staged} && staging.dtype == layout.dtype),
+               "the memory of sums is (", staged, ") ", name_of(layout.dtype), ", got ",
+               to_string(staging.dims), " ", name_of(staging.dtype));
+}
 
-void GradientReducer::begin(const TensorView& flat, const TensorView& packed) {
+void GradientReducer::begin(const Context& ctx, const TensorView& flat, const TensorView& packed) {
   SLUICE_CHECK(!flat_, "begin() before the last step's finish()");
   SLUICE_CHECK(
       flat.dims.rank == 1 && flat.numel() >= layout_.span.end && flat.dtype == layout_.dtype,
@@ -57,8 +70,11 @@ void GradientReducer::begin(const TensorView& flat, const TensorView& packed) {
                            packed.dims.rank == 1 && packed.dtype == layout_.dtype),
                "packed shards are (", own, ") ", name_of(layout_.dtype), ", got ",
                to_string(packed.dims), " ", name_of(packed.dtype));
+  ctx_ = ctx;
   flat_ = flat;
   packed_ = packed;
+  num_started_ = 0;
+  exchanging_.reset();
   reported_.clear();
   in_flight_.clear();
   missing_.clear();
@@ -76,8 +92,8 @@ void GradientReducer::ready(int64_t begin, int64_t end) {
     const int64_t overlap = std::min(end, buckets_[i].end) - std::max(begin, buckets_[i].begin);
     missing_[i] -= std::max<int64_t>(0, overlap);
   }
-  while (in_flight_.size() < buckets_.size() && missing_[in_flight_.size()] == 0)
-    start_bucket(in_flight_.size());
+  while (num_started_ < buckets_.size() && missing_[num_started_] == 0)
+    start_bucket(num_started_++);
 }
 
 // Adds a range to the disjoint ones, joined with its neighbours.
@@ -101,19 +117,39 @@ void GradientReducer::report(int64_t begin, int64_t end) {
 
 void GradientReducer::start_bucket(size_t bucket) {
   const TensorView whole = part_of(flat_, buckets_[bucket]);
-  if (reduction_ == Reduction::all_reduce) {
+  if (staging_ && group_.size() > 1) {
+    sum_exchanged();  // of the bucket before, whose memory this one takes
+    const std::vector<int64_t> counts(group_.size(), shards_[bucket].size());
+    exchanged_ = group_.all_to_all_v(whole, counts, part_of(staging_, {0, whole.numel()}), counts);
+    exchanging_ = bucket;
+  } else if (reduction_ == Reduction::all_reduce) {
     in_flight_.push_back(group_.all_reduce(whole, ReduceOp::sum));
-    return;
+  } else {
+    in_flight_.push_back(group_.reduce_scatter(whole, own_sum(bucket), ReduceOp::sum));
   }
-  const Slice& own = shards_[bucket];
-  // Before it is packed this rank's share of everything below.
-  const int64_t packed_begin = (buckets_[bucket].begin - layout_.span.begin) / group_.size();
-  const TensorView part =
-      packed_ ? part_of(packed_, {packed_begin, packed_begin + own.size()}) : part_of(flat_, own);
-  in_flight_.push_back(group_.reduce_scatter(whole, part, ReduceOp::sum));
 }
 
-void GradientReducer::finish(const Stream& stream) {
+// Where this rank's shard of a bucket's sum goes.
+TensorView GradientReducer::own_sum(size_t bucket) const {
+  const Slice& own = shards_[bucket];
+  if (!packed_) return part_of(flat_, own);
+  // Before it is packed this rank's share of everything below.
+  const int64_t begin = (buckets_[bucket].begin - layout_.span.begin) / group_.size();
+  return part_of(packed_, {begin, begin + own.size()});
+}
+
+void GradientReducer::sum_exchanged() {
+  if (!exchanging_) return;
+  const TensorView sum = own_sum(*exchanging_);
+  const TensorView whole = part_of(flat_, buckets_[*exchanging_]);
+  exchanging_.reset();
+  const int64_t ranks = group_.size();
+  exchanged_.order(ctx_.stream);
+  tree_sum(ctx_, part_of(staging_, {0, whole.numel()}).reshape({ranks, sum.numel()}), sum);
+  if (reduction_ == Reduction::all_reduce) in_flight_.push_back(group_.all_gather(sum, whole));
+}
+
+void GradientReducer::finish() {
   SLUICE_CHECK(bool(flat_), "finish() before begin()");
   const Slice& span = layout_.span;
   int64_t covered = span.begin;  // end of the reported prefix
@@ -121,9 +157,10 @@ void GradientReducer::finish(const Stream& stream) {
     covered = reported_.begin()->second;
   SLUICE_CHECK(covered == span.end, "the gradient at element ", covered, " of [", span.begin, ", ",
                span.end, ") was never reported as ready");
+  sum_exchanged();
   flat_ = {};
   packed_ = {};
-  for (const Event& event : in_flight_) event.order(stream);
+  for (const Event& event : in_flight_) event.order(ctx_.stream);
   in_flight_.clear();
 }
 

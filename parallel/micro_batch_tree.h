@@ -1,11 +1,11 @@
-// Gradient accumulation in the order of parallel/halving_tree.h, with a stack of buffers: leaf i
-// writes buffer leaf(i).buffer (zeroed by the caller, since operators accumulate), then the top of
-// the stack is added down, leaf(i).merges times. The sum ends in buffer 0.
+// Gradient accumulation in the order of kernels/core/halving_tree.h, with a stack of buffers: leaf
+// i writes buffer leaf(i).buffer (zeroed by the caller, since operators accumulate), then the top
+// of the stack is added down, leaf(i).merges times. The sum ends in buffer 0.
 //
 //   MicroBatchTree tree(accumulation);
 //   for (i = 0; i < accumulation; ++i) {
 //     ... zero buffers[tree.leaf(i).buffer], run forward and backward into it ...
-//     merge_leaf(tree.leaf(i), buffers, begin, end);  // for ranges that together cover the arena
+//     merge_leaf(ctx, tree.leaf(i), buffers, begin, end);  // for ranges that cover the arena
 //   }
 //
 // In the last micro-batch the ranges are the branches, as their backward ends: right after its
@@ -15,7 +15,7 @@
 #include <cstdint>
 #include <span>
 
-#include "kernels/core/tensor.h"
+#include "kernels/core/context.h"
 
 namespace sluice {
 
@@ -38,7 +38,7 @@ class MicroBatchTree {
 };
 
 // The merges of one leaf on elements [begin, end) of the buffers, which are 1-D, f32 or f64.
-void merge_leaf(const MicroBatchTree::Leaf& leaf, std::span<const TensorView> buffers,
-                int64_t begin, int64_t end);
+void merge_leaf(const Context& ctx, const MicroBatchTree::Leaf& leaf,
+                std::span<const TensorView> buffers, int64_t begin, int64_t end);
 
 }  // namespace sluice

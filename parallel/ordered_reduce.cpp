@@ -4,7 +4,7 @@
 #include <bit>
 #include <vector>
 
-#include "parallel/halving_tree.h"
+#include "kernels/core/halving_tree.h"
 
 namespace sluice {
 namespace {

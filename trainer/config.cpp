@@ -23,6 +23,10 @@ std::span<const char* const> enum_names(NanPolicy) {
   static constexpr const char* kNames[] = {"skip", "stop"};
   return kNames;
 }
+std::span<const char* const> enum_names(Reproducible) {
+  static constexpr const char* kNames[] = {"run", "layout"};
+  return kNames;
+}
 std::span<const char* const> enum_names(OptimizerType) {
   static constexpr const char* kNames[] = {"adamw"};
   return kNames;

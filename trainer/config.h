@@ -27,6 +27,13 @@ DType compute_dtype(Precision precision);
 enum class NanPolicy : uint8_t { skip, stop };
 std::span<const char* const> enum_names(NanPolicy);
 
+// Which steps on GPUs have equal bits; on the CPU they are those of `layout`.
+enum class Reproducible : uint8_t {
+  run,     // of the same layout
+  layout,  // of every number of dp ranks (trainer/gradient_accumulation.h)
+};
+std::span<const char* const> enum_names(Reproducible);
+
 enum class OptimizerType : uint8_t { adamw };
 std::span<const char* const> enum_names(OptimizerType);
 
@@ -76,6 +83,7 @@ struct TrainConfig {
   int64_t max_bad_steps = 5;
   int64_t threads = 0;
   bool graph = true;
+  Reproducible reproducible = Reproducible::run;
 
   template <class V>
   void fields(V&& v) {
@@ -105,6 +113,9 @@ struct TrainConfig {
       threads);
     v(Field{.name = "graph", .help = "on a GPU: launch a step as one graph, where it is the same"},
       graph);
+    v(Field{.name = "reproducible",
+            .help = "on a GPU: equal bits for a layout (run), or at a cost for every dp (layout)"},
+      reproducible);
   }
   void validate() const;
 };

@@ -1,12 +1,13 @@
 #include "trainer/gradient_accumulation.h"
 
 #include <algorithm>
+#include <numeric>
 
+#include "kernels/core/halving_tree.h"
 #include "kernels/core/host_copy.h"
 #include "kernels/core/profile_range.h"
 #include "kernels/elementwise/elementwise.h"
 #include "kernels/grad_norm/grad_norm.h"
-#include "parallel/halving_tree.h"
 
 namespace sluice {
 
@@ -38,33 +39,54 @@ MicroBatches deal_micro_batches(const TrainConfig& train, int64_t zero, int64_t 
 
 GradientAccumulation::GradientAccumulation(ParameterStore& store, const Model& model,
                                            const ShardedArena& arena, const Mesh& mesh,
-                                           const MicroBatches& micro_batches, bool allocate)
+                                           const MicroBatches& micro_batches,
+                                           Reproducible reproducible, bool allocate)
     : store_(store),
       arena_(arena),
       mesh_(mesh),
       micro_batches_(micro_batches),
-      tree_(store.device().is_cuda() ? 1 : micro_batches.count),
+      in_tree_(store.device().is_cpu() || reproducible == Reproducible::layout),
+      tree_(in_tree_ ? micro_batches.count : 1),
       statistics_(model.expert_branches(), store.device(), allocate),
       batches_(micro_batches.count),
       copies_(allocate ? store.device() : kCpu) {
-  for (const ShardedArena::Group& group : arena.groups()) {
+  allocate_gradients(allocate);
+  allocate_scalars(allocate);
+}
+
+// The tree's buffers, a whole one where those hold shards, and what reducers need beside.
+void GradientAccumulation::allocate_gradients(bool allocate) {
+  // One micro-batch needs no sum of shards, nor does one rank have any.
+  const bool packs = arena_.shards_gradients() && micro_batches_.count > 1 &&
+                     mesh_.shape().world() > 1 && in_tree_;
+  const int64_t level = packs ? arena_.owned().elements() : store_.flat_size();
+  const int64_t whole = packs ? store_.flat_size() : 0;
+  // The CPU's groups sum in the tree's order themselves.
+  std::vector<int64_t> staged;
+  for (const ShardedArena::Group& group : arena_.groups()) {
+    const bool stages = in_tree_ && store_.device().is_cuda();
+    staged.push_back(stages ? staged_elements(group.buckets, group.ranks->size()) : 0);
+  }
+  const DType dtype = store_.master_dtype();
+  const int64_t elements =
+      tree_.buffers() * level + whole + std::accumulate(staged.begin(), staged.end(), int64_t{0});
+  bytes_ = elements * int64_t(size_of(dtype));
+  if (allocate) storage_ = Buffer(bytes_, store_.device());
+  const TensorView all(storage_.data(), {elements}, dtype, store_.device());
+  int64_t taken = 0;
+  const auto take = [&](int64_t count) {
+    taken += count;
+    return count == 0 ? TensorView{} : all.columns(taken - count, {count});
+  };
+  for (int i = 0; i < tree_.buffers(); ++i) buffers_.push_back(take(level));
+  leaf_ = take(whole);
+  for (size_t i = 0; i < staged.size(); ++i) {
+    const ShardedArena::Group& group = arena_.groups()[i];
     reducers_.emplace_back(
         *group.ranks, group.buckets,
-        arena.shards_state() ? Reduction::reduce_scatter : Reduction::all_reduce);
+        arena_.shards_state() ? Reduction::reduce_scatter : Reduction::all_reduce, take(staged[i]));
   }
-  // One micro-batch needs no sum of shards, nor does one rank have any.
-  const bool packs = arena.shards_gradients() && micro_batches.count > 1 &&
-                     mesh.shape().world() > 1 && !adds_in_place();
-  const DType dtype = store.master_dtype();
-  const int64_t width = int64_t(size_of(dtype));
-  const int64_t level = packs ? arena.owned().elements() : store.flat_size();
-  bytes_ = (tree_.buffers() * level + (packs ? store.flat_size() : 0)) * width;
-  if (allocate) storage_ = Buffer(bytes_, store.device());
-  const TensorView all(storage_.data(), {bytes_ / width}, dtype, store.device());
-  for (int i = 0; i < tree_.buffers(); ++i) buffers_.push_back(all.columns(i * level, {level}));
-  if (packs) leaf_ = all.columns(tree_.buffers() * level, {store.flat_size()});
   store_.bind_gradients(packs ? leaf_ : buffers_[0]);
-  allocate_scalars(allocate);
 }
 
 void GradientAccumulation::allocate_scalars(bool allocate) {
@@ -92,12 +114,13 @@ HeldTensor GradientAccumulation::gradients() const {
   return {buffers_[0], reduces_every_leaf() ? &arena_.owned() : nullptr};
 }
 
-void GradientAccumulation::begin_reduction(const TensorView& flat, const TensorView& packed) {
+void GradientAccumulation::begin_reduction(const Context& ctx, const TensorView& flat,
+                                           const TensorView& packed) {
   int64_t packed_begin = 0;
   for (size_t i = 0; i < reducers_.size(); ++i) {
     const Slice span = arena_.groups()[i].buckets.span;
     const int64_t own = span.size() / arena_.groups()[i].ranks->size();
-    reducers_[i].begin(flat, packed ? packed.columns(packed_begin, {own}) : TensorView{});
+    reducers_[i].begin(ctx, flat, packed ? packed.columns(packed_begin, {own}) : TensorView{});
     reducers_[i].ready(arena_.groups()[i].padding, span.end);
     packed_begin += own;
   }
@@ -111,9 +134,9 @@ void GradientAccumulation::ready(ParameterId id) {
   }
 }
 
-void GradientAccumulation::finish_reduction(const Context& ctx) {
+void GradientAccumulation::finish_reduction() {
   const ProfileRange range("reduce");
-  for (GradientReducer& reducer : reducers_) reducer.finish(ctx.stream);
+  for (GradientReducer& reducer : reducers_) reducer.finish();
 }
 
 void GradientAccumulation::run_leaf(const Context& ctx, const Model& model, const Step& step,
@@ -138,11 +161,11 @@ void GradientAccumulation::run_leaf(const Context& ctx, const Model& model, cons
                     .statistics = &statistics,
                     .routing = step.routing};
   if (reduces) {
-    begin_reduction(reduces_every_leaf() ? leaf_ : buffers_[0],
+    begin_reduction(ctx, reduces_every_leaf() ? leaf_ : buffers_[0],
                     reduces_every_leaf() ? own : TensorView{});
     pass.gradient_ready = [&](ParameterId id) {
-      if (!reduces_every_leaf() && !ctx.counting())
-        merge_leaf(leaf, buffers_, store_.parameter(id).offset, store_.padded_end(id));
+      if (!reduces_every_leaf())
+        merge_leaf(ctx, leaf, buffers_, store_.parameter(id).offset, store_.padded_end(id));
       ready(id);
     };
   }
@@ -153,9 +176,8 @@ void GradientAccumulation::run_leaf(const Context& ctx, const Model& model, cons
                .carried = step.carried == nullptr ? std::span<const Carried>{}
                                                   : step.carried->of_batch(index)},
               pass);
-  if (reduces_every_leaf()) finish_reduction(ctx);
-  if ((reduces_every_leaf() || !last) && !ctx.counting())
-    merge_leaf(leaf, buffers_, 0, own.numel());
+  if (reduces_every_leaf()) finish_reduction();
+  if (reduces_every_leaf() || !last) merge_leaf(ctx, leaf, buffers_, 0, own.numel());
 }
 
 void GradientAccumulation::load(const Context& ctx, const std::function<Batch()>& next_batch,
@@ -181,7 +203,7 @@ void GradientAccumulation::run(const Context& ctx, const Model& model, const Ste
   for (int64_t i = 0; i < micro_batches_.count; ++i) run_leaf(ctx, model, step, i);
   gather_scalars(ctx);
   if (reduces_every_leaf()) return;
-  finish_reduction(ctx);
+  finish_reduction();
   store_.bind_gradients(buffers_[0]);
 }
 

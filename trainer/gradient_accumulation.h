@@ -1,6 +1,6 @@
 // The gradient of a step, summed over all micro-batches of the world in one order: the halving tree
-// over their global index (parallel/halving_tree.h). Inside a rank the sum is a stack of buffers;
-// across ranks it is the reducers', bucket by bucket while a backward runs.
+// over their global index (kernels/core/halving_tree.h). Inside a rank the sum is a stack of
+// buffers; across ranks it is the reducers', bucket by bucket while a backward runs.
 //
 // - zero 0, 1: a rank adds up its micro-batches, and reduces them in the last one's backward. They
 //   are neighbours, so its sum is a subtree if the number of dp ranks is a power of two.
@@ -9,8 +9,9 @@
 //   micro-batches of a rank is a power of two.
 // Then the sum has the bits of one rank's.
 //
-// On a GPU all micro-batches of a rank add into one buffer, one after the other: the same bits for
-// the same layout, without the tree's memory.
+// On a GPU that is so with train.reproducible: layout. With `run` all micro-batches of a rank add
+// into one buffer, one after the other, and NCCL sums over ranks: the same bits for the same
+// layout, without the tree's memory.
 #pragma once
 
 #include <functional>
@@ -51,7 +52,8 @@ class GradientAccumulation {
  public:
   // The references must outlive it. With allocate = false (planning) there is no memory.
   GradientAccumulation(ParameterStore& store, const Model& model, const ShardedArena& arena,
-                       const Mesh& mesh, const MicroBatches& micro_batches, bool allocate = true);
+                       const Mesh& mesh, const MicroBatches& micro_batches,
+                       Reproducible reproducible, bool allocate = true);
 
   // What all micro-batches of a step have in common.
   struct Step {
@@ -82,19 +84,21 @@ class GradientAccumulation {
 
   bool reduces_every_leaf() const { return bool(leaf_); }
   void run_leaf(const Context& ctx, const Model& model, const Step& step, int64_t index);
-  void begin_reduction(const TensorView& flat, const TensorView& packed);
+  void begin_reduction(const Context& ctx, const TensorView& flat, const TensorView& packed);
   void ready(ParameterId id);
-  void finish_reduction(const Context& ctx);
+  void finish_reduction();
+  void allocate_gradients(bool allocate);
   void allocate_scalars(bool allocate);
   void gather_scalars(const Context& ctx);
   std::vector<double> sum_over_sequence(const std::vector<double>& gathered) const;
-  // On a GPU: one buffer for all micro-batches.
-  bool adds_in_place() const { return store_.device().is_cuda(); }
+  // One buffer for all micro-batches.
+  bool adds_in_place() const { return !in_tree_; }
 
   ParameterStore& store_;
   const ShardedArena& arena_;
   const Mesh& mesh_;
   MicroBatches micro_batches_;
+  bool in_tree_;  // all gradients are summed in one order
   MicroBatchTree tree_;
   std::vector<GradientReducer> reducers_;  // by group of the arena
   int64_t bytes_ = 0;

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <bit>
 
 #include "kernels/core/device_memory.h"
 #include "trainer/step_engine.h"
@@ -110,6 +111,36 @@ void read_traffic_of_sequence_ranks(const Config& config, Plan& plan) {
   }
 }
 
+// Why gradients that are summed in the order of trainer/gradient_accumulation.h are not those of
+// other numbers of dp ranks. Empty: they are.
+std::string why_bits_differ(const Config& config, const MeshShape& mesh) {
+  if (mesh.ep > 1) return "experts are spread over ranks";
+  if (mesh.cp > 1) return "rows are spread over ranks";
+  const int64_t of_rank = config.train.global_batch / config.train.micro_batch / mesh.dp;
+  const bool in_turn = config.parallel.zero == 2;
+  if (std::has_single_bit(uint64_t(in_turn ? of_rank : mesh.dp))) return "";
+  return in_turn ? fmt::format("a rank has {} micro-batches, no power of two", of_rank)
+                 : fmt::format("dp {} is no power of two", mesh.dp);
+}
+
+// Beside the GPU's own order, which gives equal bits for every run of this layout.
+std::string cost_of_layout(const Config& config, int world, const Plan& plan) {
+  if (config.train.reproducible == Reproducible::run || device_of(config).is_cpu()) return "";
+  Config cheaper = config;
+  cheaper.train.reproducible = Reproducible::run;
+  const Plan run = plan_without_remedy(cheaper, world, plan.available);
+  std::string text = fmt::format(
+      "train.reproducible: layout takes {:.3f} GiB of gradients, run takes {:.3f}",
+      double(plan.gradients) / double(1 << 30), double(run.gradients) / double(1 << 30));
+  for (const auto& [axes, bytes] : run.wire_bytes_per_step) {
+    if (axes.find("dp") == std::string::npos) continue;
+    text += fmt::format("; it sends {:.2f} times the bytes over {}",
+                        double(plan.wire_bytes_per_step.at(axes)) / double(bytes), axes);
+  }
+  const std::string why_not = why_bits_differ(config, plan.mesh);
+  return why_not.empty() ? text : text + "; bits are not those of another dp: " + why_not;
+}
+
 // The first change of the configuration, in order of what it costs, that makes the run fit.
 std::string remedy_of(const Config& config, int world, int64_t available) {
   std::vector<std::pair<std::string, Config>> changes;
@@ -122,6 +153,10 @@ std::string remedy_of(const Config& config, int world, int64_t available) {
     changed.parallel.zero = zero;
     changes.clear();  // the higher degree holds the lower one
     add(fmt::format("parallel.zero={}", zero));
+  }
+  if (changed.train.reproducible == Reproducible::layout && device_of(config).is_cuda()) {
+    changed.train.reproducible = Reproducible::run;
+    add("train.reproducible=run");
   }
   if (changed.train.micro_batch > 1) {
     changed.train.micro_batch = 1;
@@ -152,6 +187,7 @@ Plan make_plan(const Config& config, int world) {
 Plan make_plan(const Config& config, int world, int64_t available) {
   Plan plan = plan_without_remedy(config, world, available);
   read_traffic_of_sequence_ranks(config, plan);
+  plan.reproducible = cost_of_layout(config, world, plan);
   if (plan.fits()) return plan;
   plan.remedy = remedy_of(config, world, available);
   if (!plan.remedy.empty()) return plan;
@@ -194,6 +230,7 @@ nlohmann::json to_json(const Plan& plan) {
       {"wire_bytes_bound", plan.wire_bytes_bound},
       {"exchanges", plan.exchanges},
       {"kernels", plan.kernels},
+      {"reproducible", plan.reproducible},
       {"checkpoint_bytes", plan.checkpoint_bytes},
       {"mesh", {{"dp", plan.mesh.dp}, {"ep", plan.mesh.ep}, {"cp", plan.mesh.cp}}},
       {"stack", plan.stack},
@@ -226,6 +263,7 @@ std::string describe(const Plan& plan) {
   }
   for (const std::string& exchange : plan.exchanges) text += exchange + "\n";
   for (const std::string& kernels : plan.kernels) text += kernels + "\n";
+  if (!plan.reproducible.empty()) text += plan.reproducible + "\n";
   text += fmt::format("checkpoint      {}\n", gib(plan.checkpoint_bytes));
   if (!plan.fits()) text += fmt::format("does not fit: try {}\n", plan.remedy);
   return text;

@@ -33,6 +33,9 @@ struct Plan {
   std::map<std::string, int64_t> wire_bytes_bound;
   std::vector<std::string> exchanges;  // what branches chose, where there is a choice
   std::vector<std::string> kernels;    // what they run with, where that is worth saying
+  // What train.reproducible: layout costs on a GPU, and where it cannot keep its promise. Empty: it
+  // is not asked for, or costs nothing.
+  std::string reproducible;
   int64_t checkpoint_bytes = 0;
   std::string stack;   // letters
   std::string remedy;  // the nearest, where it does not fit

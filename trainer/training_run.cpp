@@ -76,6 +76,7 @@ void TrainingRun::make_trainer() {
   const size_t free = free_memory_of(place_.device);
   trainer_ = std::make_unique<Trainer>(config_, mesh_, place_);
   const size_t taken = free - free_memory_of(place_.device);
+  reproducible_note_ = plan.reproducible;
   memory_note_ =
       fmt::format("memory: plan {:.2f} GiB, device {:.2f} GiB",
                   double(plan.memory()) / double(1 << 30), double(taken) / double(1 << 30));
@@ -120,6 +121,7 @@ void TrainingRun::open_logs() {
                    to_string(mesh_.shape()), num_threads(),
                    double(trainer_->memory_bytes()) / double(1 << 30)));
   if (!memory_note_.empty()) note(memory_note_);
+  if (!reproducible_note_.empty()) note(reproducible_note_);
   const std::string launches = trainer_->engine().describe_launches();
   if (!launches.empty()) note(launches);
   if (kBuiltWithCuda && place_.device.is_cpu() && config_.device == DeviceChoice::auto_)

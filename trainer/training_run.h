@@ -87,8 +87,9 @@ class TrainingRun {
   std::unique_ptr<TensorboardWriter> tensorboard_;
   std::unique_ptr<Progress> progress_;
   std::string run_id_;
-  std::string memory_note_;  // of a GPU: what was planned, and what it has allocated
-  double peak_flops_ = 0;    // of all ranks, as measured at start
+  std::string memory_note_;        // of a GPU: what was planned, and what it has allocated
+  std::string reproducible_note_;  // what equal bits cost there
+  double peak_flops_ = 0;          // of all ranks, as measured at start
   double last_loss_ = 0;
   int64_t bad_steps_in_row_ = 0;
   int64_t saved_step_ = -1;

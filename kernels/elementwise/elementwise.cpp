@@ -60,6 +60,19 @@ void zero(const Context& ctx, TensorView y) {
   cpu::zero(y);
 }
 
+void tree_sum(const Context& ctx, ConstTensorView x, TensorView y) {
+  const auto [n, m] = x.shape<2>("x: (n, m)");
+  SLUICE_CHECK(n >= 1, "a sum of no rows");
+  expect("x", x, {n, m}, stat_dtype(x.dtype), ctx.device);
+  expect("y", y, {m}, x.dtype, ctx.device);
+  if (ctx.counting()) return;
+  if (ctx.device.is_cuda()) {
+    if constexpr (kBuiltWithCuda) return cuda::tree_sum(ctx, x, y);
+    fail_no_cuda("tree_sum");
+  }
+  dispatch_float(x.dtype, [&]<class T>() { cpu::tree_sum<T>(x, y); });
+}
+
 void sum_rows(const Context& ctx, ConstTensorView x, TensorView total) {
   expect("x", x, x.dims, x.dtype, ctx.device);
   expect("total", total, {x.row_size()}, stat_dtype(x.dtype), ctx.device);

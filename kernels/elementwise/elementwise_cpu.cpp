@@ -1,9 +1,12 @@
 #include "kernels/elementwise/elementwise_cpu.h"
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
+#include <vector>
 
 #include "kernels/core/dispatch.h"
+#include "kernels/core/halving_tree.h"
 #include "kernels/core/row_blocks.h"
 
 namespace sluice::cpu {
@@ -62,6 +65,26 @@ void scale(T factor, TensorView y) {
     T* const to = y.row<T>(row) + begin;
     for (int64_t i = 0; i < count; ++i) to[i] *= factor;
   });
+}
+
+template <class T>
+void tree_sum(ConstTensorView x, TensorView y) {
+  constexpr int64_t kBlock = 2048;  // of columns: the stack of sums stays in L1 and L2
+  const int64_t leaves = x.dims[0], columns = x.dims[1];
+#pragma omp parallel for schedule(static)
+  for (int64_t begin = 0; begin < columns; begin += kBlock) {
+    const int64_t count = std::min(kBlock, columns - begin);
+    std::vector<T> stack(std::bit_width(uint64_t(leaves)) * kBlock);
+    for (int64_t index = 0; index < leaves; ++index) {
+      const HalvingLeaf leaf = halving_leaf(index, leaves);
+      T* top = stack.data() + leaf.depth * kBlock;
+      std::copy_n(x.row<T>(index) + begin, count, top);
+      for (int merge = 0; merge < leaf.merges; ++merge, top -= kBlock) {
+        for (int64_t i = 0; i < count; ++i) top[i - kBlock] += top[i];
+      }
+    }
+    std::copy_n(stack.data(), count, y.as<T>() + begin);
+  }
 }
 
 template <class T>
@@ -131,6 +154,8 @@ template void add<float>(ConstTensorView, TensorView);
 template void add<double>(ConstTensorView, TensorView);
 template void scale<float>(float, TensorView);
 template void scale<double>(double, TensorView);
+template void tree_sum<float>(ConstTensorView, TensorView);
+template void tree_sum<double>(ConstTensorView, TensorView);
 template void sum_rows<float>(ConstTensorView, TensorView, TensorView);
 template void sum_rows<double>(ConstTensorView, TensorView, TensorView);
 

@@ -9,6 +9,8 @@ template <class T>
 void add(ConstTensorView x, TensorView y);
 template <class T>
 void scale(T factor, TensorView y);
+template <class T>
+void tree_sum(ConstTensorView x, TensorView y);
 // partial: (RowBlocks(rows).count, row_size), scratch.
 template <class T>
 void sum_rows(ConstTensorView x, TensorView total, TensorView partial);

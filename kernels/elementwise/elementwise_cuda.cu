@@ -1,3 +1,4 @@
+#include "kernels/core/halving_tree.h"
 #include "kernels/core/row_blocks.h"
 #include "kernels/device/dispatch.cuh"
 #include "kernels/device/launch.cuh"
@@ -49,6 +50,24 @@ struct Add {
   }
 };
 
+// Of packed tensors, 16 bytes at a time.
+template <class T>
+struct AddPacks {
+  const T* x;
+  T* y;
+  __device__ void operator()(int64_t, int64_t pack) const {
+    const int64_t at = pack * Pack<T>::kWidth;
+    const Pack<T> from = Pack<T>::load(x + at);
+    Pack<T> to = Pack<T>::load(y + at);
+#pragma unroll
+    for (int i = 0; i < Pack<T>::kWidth; ++i)
+      to.values[i] = from_float<T>(to_float(to.values[i]) + to_float(from.values[i]));
+    to.store(y + at);
+  }
+};
+
+bool at_16_bytes(const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; }
+
 template <class From, class To>
 struct Convert {
   const From* x;
@@ -69,6 +88,66 @@ struct Scale {
     to = from_float<T>(to_float(to) * factor);
   }
 };
+
+// As many neighbouring elements of a row as one load takes.
+template <int kWidth>
+struct alignas(kWidth * sizeof(float)) Lane {
+  float values[kWidth];
+
+  __device__ static Lane load(const float* from) { return *reinterpret_cast<const Lane*>(from); }
+  __device__ void operator+=(const Lane& other) {
+#pragma unroll
+    for (int i = 0; i < kWidth; ++i) values[i] += other.values[i];
+  }
+};
+
+// Rows [lo, hi), with all loads under way at once.
+template <int kWidth, int lo, int hi>
+__device__ Lane<kWidth> sum_halves(const float* x, int64_t stride) {
+  if constexpr (hi - lo == 1) {
+    return Lane<kWidth>::load(x + lo * stride);
+  } else {
+    constexpr int middle = int(halving_middle(lo, hi));
+    Lane<kWidth> sum = sum_halves<kWidth, lo, middle>(x, stride);
+    sum += sum_halves<kWidth, middle, hi>(x, stride);
+    return sum;
+  }
+}
+
+// The same for any number of rows, with the stack of sums in local memory.
+template <int kWidth>
+__device__ Lane<kWidth> sum_stacked(const float* x, int64_t stride, int64_t rows) {
+  constexpr int kMaxDepth = 32;  // of more rows than there is memory
+  Lane<kWidth> stack[kMaxDepth];
+  for (int64_t row = 0; row < rows; ++row) {
+    const HalvingLeaf leaf = halving_leaf(row, rows);
+    Lane<kWidth> sum = Lane<kWidth>::load(x + row * stride);
+    for (int merge = 1; merge <= leaf.merges; ++merge) {
+      Lane<kWidth> left = stack[leaf.depth - merge];
+      left += sum;
+      sum = left;
+    }
+    stack[leaf.depth - leaf.merges] = sum;
+  }
+  return stack[0];
+}
+
+// Bound by bandwidth: rows + 1 words are moved for each column.
+template <int kWidth, int kRows>  // 0: any number
+__global__ void __launch_bounds__(kThreads)
+    tree_sum_kernel(const float* x, int64_t stride, int64_t rows, int64_t columns, float* y) {
+  const int64_t step = int64_t(gridDim.x) * kThreads * kWidth;
+  for (int64_t column = (blockIdx.x * int64_t(kThreads) + threadIdx.x) * kWidth; column < columns;
+       column += step) {
+    Lane<kWidth> sum;
+    if constexpr (kRows > 0) {
+      sum = sum_halves<kWidth, 0, kRows>(x + column, stride);
+    } else {
+      sum = sum_stacked<kWidth>(x + column, stride, rows);
+    }
+    *reinterpret_cast<Lane<kWidth>*>(y + column) = sum;
+  }
+}
 
 // A block sums kThreads columns of one range of rows.
 template <class T>
@@ -97,6 +176,11 @@ __global__ void add_partials_kernel(const float* partial, int64_t count, int64_t
 void add(const Context& ctx, ConstTensorView x, TensorView y) {
   const bool packed = x.packed() && y.packed();
   dispatch_float(y.dtype, [&]<class T>() {
+    constexpr int kWidth = Pack<T>::kWidth;
+    if (packed && y.numel() % kWidth == 0 && at_16_bytes(x.data) && at_16_bytes(y.data)) {
+      return for_each(ctx, "add", Matrix{1, y.numel() / kWidth},
+                      AddPacks<T>{pointer<T>(x), pointer<T>(y)});
+    }
     for_each(ctx, "add", matrix_of(y, packed),
              Add<T>{pointer<T>(x), pointer<T>(y), x.row_stride, y.row_stride});
   });
@@ -137,6 +221,23 @@ void scale(const Context& ctx, double factor, TensorView y) {
     for_each(ctx, "scale", matrix_of(y, y.packed()),
              Scale<T>{pointer<T>(y), y.row_stride, float(factor)});
   });
+}
+
+// Four columns a thread where rows begin at 16 bytes, for as many rows as groups often have ranks.
+void tree_sum(const Context& ctx, ConstTensorView x, TensorView y) {
+  const int64_t rows = x.dims[0], columns = x.dims[1];
+  const auto run = [&](auto* kernel, int width) {
+    const int64_t blocks = ceil_div(columns, kThreads * width);
+    launch(ctx, "tree_sum", {.blocks = unsigned(std::min(blocks, kMaxBlocks)), .threads = kThreads},
+           kernel, x.as<float>(), x.row_stride, rows, columns, y.as<float>());
+  };
+  const bool whole_packs = columns % 4 == 0 && x.row_stride % 4 == 0;
+  if (!whole_packs || !at_16_bytes(x.data) || !at_16_bytes(y.data))
+    return run(tree_sum_kernel<1, 0>, 1);
+  if (rows == 2) return run(tree_sum_kernel<4, 2>, 4);
+  if (rows == 4) return run(tree_sum_kernel<4, 4>, 4);
+  if (rows == 8) return run(tree_sum_kernel<4, 8>, 4);
+  run(tree_sum_kernel<4, 0>, 4);
 }
 
 void sum_rows(const Context& ctx, ConstTensorView x, TensorView total, TensorView partial) {

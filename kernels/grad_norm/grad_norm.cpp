@@ -26,8 +26,7 @@ void ordered_sum(const Context& ctx, const OrderedSum& args) {
   expect("sum", args.sum, {1}, DType::f64, ctx.device);
   const ArenaScope scope(*ctx.scratch);
   if (ctx.device.is_cuda()) {
-    const int64_t blocks = cuda::sum_blocks(m).count;
-    const TensorView partial = ctx.scratch->alloc({blocks}, DType::f64);
+    const TensorView partial = ctx.scratch->alloc({cuda::num_partials(m)}, DType::f64);
     if (ctx.counting()) return;
     if constexpr (kBuiltWithCuda) return cuda::ordered_sum(ctx, args, partial);
     fail_no_cuda("ordered_sum");

@@ -16,7 +16,7 @@ struct BlockSquares {
 void block_squares(const Context& ctx, const BlockSquares& args);
 
 // sum = values[places[0]] + values[places[1]] + ...: an order that is given. On a GPU partial sums
-// of neighbours are taken first, by their number alone.
+// of neighbours are taken first. Zeros at the end change no bit.
 struct OrderedSum {
   ConstTensorView values = {};  // (n) f64
   ConstTensorView places = {};  // (m) i64, indices into values

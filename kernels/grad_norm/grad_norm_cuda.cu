@@ -45,13 +45,12 @@ __global__ void __launch_bounds__(kThreads)
 
 // Block b sums its range of places, thread after thread.
 __global__ void __launch_bounds__(kThreads)
-    sum_places_kernel(const double* values, const int64_t* places, RowBlocks blocks,
-                      double* partial) {
+    sum_places_kernel(const double* values, const int64_t* places, int64_t count, double* partial) {
   __shared__ double room[kThreads / kWarp];
   double sum = 0;
-  const int64_t end = blocks.end(blockIdx.x);
-  for (int64_t i = blocks.begin(blockIdx.x) + threadIdx.x; i < end; i += kThreads)
-    sum += values[places[i]];
+  const int64_t begin = blockIdx.x * kPlacesOfPartial;
+  const int64_t end = begin + kPlacesOfPartial < count ? begin + kPlacesOfPartial : count;
+  for (int64_t i = begin + threadIdx.x; i < end; i += kThreads) sum += values[places[i]];
   sum = block_sum<kThreads>(sum, room);
   if (threadIdx.x == 0) partial[blockIdx.x] = sum;
 }
@@ -95,12 +94,11 @@ void block_squares(const Context& ctx, const BlockSquares& args) {
 }
 
 void ordered_sum(const Context& ctx, const OrderedSum& args, TensorView partial) {
-  const RowBlocks blocks = sum_blocks(args.places.numel());
-  launch(ctx, "ordered_sum", {.blocks = unsigned(blocks.count), .threads = kThreads},
-         sum_places_kernel, args.values.as<double>(), args.places.as<int64_t>(), blocks,
-         partial.as<double>());
+  launch(ctx, "ordered_sum", {.blocks = unsigned(partial.numel()), .threads = kThreads},
+         sum_places_kernel, args.values.as<double>(), args.places.as<int64_t>(),
+         args.places.numel(), partial.as<double>());
   launch(ctx, "ordered_sum", {.blocks = 1, .threads = kWarp}, sum_partials_kernel,
-         partial.as<double>(), blocks.count, args.sum.as<double>());
+         partial.as<double>(), partial.numel(), args.sum.as<double>());
 }
 
 void clip_gradient(const Context& ctx, const ClipGradient& args) {

@@ -37,7 +37,7 @@ std::vector<Family> cpu_families(const Target& t) {
       {"moe", {moe_case(t, {.T = 1024, .D = 768, .X = 8, .F = 2048})}},
       {"xent", {xent_case(t, 512, 768, 50288)}},
       {"adamw", {adamw_case(t, int64_t{1} << 24)}},
-      {"accumulate", {accumulate_case(int64_t{1} << 24)}},
+      {"accumulate", {accumulate_case(t, int64_t{1} << 24)}},
   };
 }
 
@@ -129,6 +129,12 @@ std::vector<Family> gpu_families(const Target& t) {
       {"moe", {moe_case(t, {.T = kTokens, .D = 2048, .X = 16, .F = 4096})}},
       {"xent", {xent_case(t, kTokens, 2048, 50288)}},
       {"adamw", {adamw_case(t, int64_t{1} << 29)}},
+      {"accumulate", {accumulate_case(t, int64_t{1} << 29)}},
+      // A bucket of 100 MiB.
+      {"tree_sum",
+       {tree_sum_case(t, 2, (int64_t{100} << 18) / 2),
+        tree_sum_case(t, 8, (int64_t{100} << 18) / 8),
+        tree_sum_case(t, 16, (int64_t{100} << 18) / 16)}},
   };
 }
 

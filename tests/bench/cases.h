@@ -63,7 +63,8 @@ Case moe_case(const Target& target, const MoeShape& shape);
 
 Case xent_case(const Target& target, int64_t T, int64_t D, int64_t V);
 Case adamw_case(const Target& target, int64_t n);
-Case accumulate_case(int64_t n);  // on the CPU
+Case accumulate_case(const Target& target, int64_t n);
+Case tree_sum_case(const Target& target, int64_t ranks, int64_t n);
 
 struct StepCase {
   std::string config;  // <configs>/<config>.yaml

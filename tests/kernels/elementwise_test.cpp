@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include "kernels/core/halving_tree.h"
 #include "kernels/core/row_blocks.h"
 #include "kernels/core/threads.h"
 #include "tests/support/tensors.h"
@@ -84,6 +85,39 @@ TEST(Elementwise, SumsDoNotDependOnTheThreadCount) {
   sum_rows(ctx, x, two);
   set_num_threads(before);
   EXPECT_TRUE(bit_equal(one, two));
+}
+
+// The definition of the order, as plain recursion.
+double halving_sum(const Tensor& x, int64_t column, int64_t lo, int64_t hi) {
+  if (hi - lo == 1) return x.get(lo * x.dims()[1] + column);
+  const int64_t middle = halving_middle(lo, hi);
+  const double left = halving_sum(x, column, lo, middle);
+  const double right = halving_sum(x, column, middle, hi);
+  return x.dtype() == DType::f32 ? float(left) + float(right) : left + right;
+}
+
+TEST(TreeSum, HasTheBitsOfTheDefinition) {
+  TestContext ctx;
+  for (const DType dtype : {DType::f32, DType::f64}) {
+    for (const int64_t rows : {1, 2, 3, 4, 5, 7, 8, 13, 64, 100}) {
+      for (const int64_t columns : {1, 40, 2049}) {
+        Tensor x({rows, columns}, dtype, 3), y({columns}, dtype);
+        x.fill_normal(1);
+        tree_sum(ctx, x, y);
+        for (int64_t i = 0; i < columns; ++i)
+          ASSERT_EQ(y.get(i), halving_sum(x, i, 0, rows)) << rows << " rows, column " << i;
+      }
+    }
+  }
+}
+
+TEST(TreeSum, RefusesWhatItCannotSum) {
+  TestContext ctx;
+  Tensor x = normal({2, 3}, DType::f32, 1);
+  EXPECT_THROW(tree_sum(ctx, x, zeros({2}, DType::f32)), Error);
+  EXPECT_THROW(tree_sum(ctx, x, zeros({3}, DType::f64)), Error);
+  EXPECT_THROW(tree_sum(ctx, Tensor({2, 3}, DType::i32), zeros({3}, DType::i32)), Error);
+  EXPECT_THROW(tree_sum(ctx, x.view().row_range(0, 0), zeros({3}, DType::f32)), Error);
 }
 
 TEST(Elementwise, RefusesWrongShapes) {

@@ -4,8 +4,8 @@
 #include <numeric>
 #include <thread>
 
+#include "kernels/core/halving_tree.h"
 #include "parallel/communicator.h"
-#include "parallel/halving_tree.h"
 #include "parallel/planned_communicator.h"
 #include "tests/parallel/backends.h"
 #include "tests/parallel/values.h"

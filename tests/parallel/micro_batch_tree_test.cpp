@@ -4,7 +4,7 @@
 
 #include <vector>
 
-#include "parallel/halving_tree.h"
+#include "kernels/core/halving_tree.h"
 #include "tests/support/tensors.h"
 
 namespace sluice::test {
@@ -25,6 +25,7 @@ float tree_sum(int64_t lo, int64_t hi, int64_t element) {
 
 // Leaves [first, first + count) as a rank sums them, by the buffers of MicroBatchTree.
 std::vector<float> buffered_sum(int64_t first, int64_t count) {
+  TestContext ctx;
   const MicroBatchTree tree(count);
   std::vector<std::vector<float>> memory(tree.buffers(), std::vector<float>(kElements));
   std::vector<TensorView> buffers;
@@ -33,8 +34,8 @@ std::vector<float> buffered_sum(int64_t first, int64_t count) {
   for (int64_t i = 0; i < count; ++i) {
     const MicroBatchTree::Leaf leaf = tree.leaf(i);
     for (int64_t k = 0; k < kElements; ++k) memory[leaf.buffer][k] = leaf_value(first + i, k);
-    merge_leaf(leaf, buffers, 3, kElements);  // ranges in any order
-    merge_leaf(leaf, buffers, 0, 3);
+    merge_leaf(ctx, leaf, buffers, 3, kElements);  // ranges in any order
+    merge_leaf(ctx, leaf, buffers, 0, 3);
   }
   return memory[0];
 }
@@ -97,10 +98,11 @@ TEST(MicroBatchTree, RanksWithEqualBlocksEqualOneRank) {
 TEST(MicroBatchTree, RefusesNonsense) {
   EXPECT_THROW(MicroBatchTree(0), Error);
   EXPECT_THROW(MicroBatchTree(3).leaf(3), Error);
+  TestContext ctx;
   std::vector<float> a(4), b(5);
   const TensorView buffers[] = {TensorView(a.data(), {4}), TensorView(b.data(), {5})};
-  EXPECT_THROW(merge_leaf({.buffer = 1, .merges = 1}, buffers, 0, 4), Error);
-  EXPECT_THROW(merge_leaf({.buffer = 2, .merges = 1}, buffers, 0, 4), Error);
+  EXPECT_THROW(merge_leaf(ctx, {.buffer = 1, .merges = 1}, buffers, 0, 4), Error);
+  EXPECT_THROW(merge_leaf(ctx, {.buffer = 2, .merges = 1}, buffers, 0, 4), Error);
 }
 
 }  // namespace

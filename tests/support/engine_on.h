@@ -16,18 +16,25 @@ inline constexpr Device kGpu{Device::Kind::cuda, 0};
 
 class EngineOn {
  public:
+  // One rank.
   EngineOn(const Config& config, DType dtype, Device device)
       : config_(config),
-        stream_(device),
-        place_{.device = device, .stream = stream_},
+        stream_(std::make_unique<OwnedStream>(device)),
+        place_{.device = device, .stream = *stream_},
         self_(make_self_communicator(place_)),
-        mesh_(*self_, {}),
-        engine_(config, mesh_, dtype, place_),
-        rows_{
-            .seed = 5, .row_tokens = config.train.seq_len, .vocab_size = config.model.vocab_size} {}
+        self_mesh_(std::make_unique<Mesh>(*self_, MeshShape{})),
+        engine_(config, *self_mesh_, dtype, place_),
+        rows_(rows_of(config)) {}
+  // One of several; the mesh must outlive it.
+  EngineOn(const Config& config, DType dtype, const Mesh& mesh, const Place& place)
+      : config_(config),
+        place_(place),
+        engine_(config, mesh, dtype, place),
+        rows_(rows_of(config)) {}
 
   StepEngine& engine() { return engine_; }
   const Place& place() const { return place_; }
+  const SyntheticRows& rows() const { return rows_; }
 
   StepReport step(bool stage_next = false) {
     const int64_t of_step = engine_.num_micro_batches();
@@ -80,11 +87,15 @@ class EngineOn {
     return all;
   }
 
+  static SyntheticRows rows_of(const Config& config) {
+    return {.seed = 5, .row_tokens = config.train.seq_len, .vocab_size = config.model.vocab_size};
+  }
+
   Config config_;
-  OwnedStream stream_;
+  std::unique_ptr<OwnedStream> stream_;
   Place place_;
   std::unique_ptr<Communicator> self_;
-  Mesh mesh_;
+  std::unique_ptr<Mesh> self_mesh_;
   StepEngine engine_;
   SyntheticRows rows_;
   int64_t steps_ = 0;

@@ -157,6 +157,17 @@ TEST_F(WholeConfig, ModelMistakesAreUsageErrors) {
   }
 }
 
+TEST_F(WholeConfig, ReproducibleIsOfARunOrOfEveryLayout) {
+  EXPECT_EQ(load(kTiny).config.train.reproducible, Reproducible::run);
+  EXPECT_EQ(load(kTiny + "train: {reproducible: layout}\n").config.train.reproducible,
+            Reproducible::layout);
+  const std::string error = error_of(kTiny, {"train.reproducible=always"});
+  EXPECT_NE(error.find("layout"), std::string::npos) << error;
+  EXPECT_EQ(nlohmann::json::parse(
+                config_json_schema())["properties"]["train"]["properties"]["reproducible"]["enum"],
+            nlohmann::json::parse(R"(["run", "layout"])"));
+}
+
 TEST_F(WholeConfig, SchemaDescribesEveryLeaf) {
   const auto schema = nlohmann::json::parse(config_json_schema());
   const auto& train = schema["properties"]["train"]["properties"];

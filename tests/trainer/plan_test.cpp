@@ -260,6 +260,78 @@ TEST(Plan, NamesConvolutionsAndScansThatMissTheFastKernels) {
       << plan.kernels[1];
 }
 
+// train.reproducible: layout on GPUs: the tree's buffers, and what sums over ranks are taken in.
+TEST(Plan, CountsWhatEqualBitsForEveryDpCost) {
+  const TinyRun tiny("M*E");  // gradients are one bucket for each section
+  const auto plans = [&](int dp, int zero) {
+    Config config = with_parallel(tiny.config, {dp, 1, 1}, zero);
+    config.device = DeviceChoice::cuda;
+    const Plan run = make_plan(config, dp);
+    config.train.reproducible = Reproducible::layout;
+    return std::pair(run, make_plan(config, dp));
+  };
+  const auto sent = [](const Plan& plan) { return plan.wire_bytes_per_step.at("dp"); };
+  {
+    const auto [run, layout] = plans(1, 1);  // 4 micro-batches
+    EXPECT_EQ(layout.gradients, 3 * run.gradients);
+    EXPECT_NE(layout.reproducible.find("layout takes 0.0"), std::string::npos)
+        << layout.reproducible;
+    EXPECT_EQ(run.reproducible, "");
+    EXPECT_NE(describe(layout).find(layout.reproducible), std::string::npos);
+    EXPECT_EQ(to_json(layout).at("reproducible"), layout.reproducible);
+  }
+  for (const int zero : {0, 1}) {
+    const auto [run, layout] = plans(2, zero);  // 2 a rank
+    EXPECT_EQ(layout.gradients, 2 * run.gradients + run.gradients);
+    EXPECT_EQ(sent(layout), sent(run));
+    EXPECT_NE(layout.reproducible.find("1.00 times the bytes over dp"), std::string::npos)
+        << layout.reproducible;
+    EXPECT_EQ(layout.reproducible.find("are not"), std::string::npos) << layout.reproducible;
+  }
+  const auto [run, layout] = plans(2, 2);
+  // Two shards, a whole buffer, and as much to sum in; every micro-batch is reduced.
+  EXPECT_EQ(layout.gradients, 3 * run.gradients);
+  EXPECT_EQ(sent(layout) - sent(run), run.gradients / 2);
+  EXPECT_NE(plans(4, 2).second.reproducible.find("times the bytes"), std::string::npos);
+}
+
+TEST(Plan, SaysWhereEqualBitsCannotBe) {
+  TinyRun tiny("M*E");
+  tiny.config.device = DeviceChoice::cuda;
+  tiny.config.train.reproducible = Reproducible::layout;
+  tiny.config.train.global_batch = 24;  // 12 micro-batches
+  const auto expect_said = [&](const MeshShape& shape, int zero, const char* what) {
+    const std::string text =
+        make_plan(with_parallel(tiny.config, shape, zero), shape.world()).reproducible;
+    const size_t why = text.find("bits are not those of another dp: ");
+    EXPECT_EQ(why == std::string::npos, *what == '\0') << text;
+    EXPECT_NE(text.find(what), std::string::npos) << text;
+  };
+  expect_said({4, 1, 1}, 1, "");
+  expect_said({3, 1, 1}, 1, "dp 3 is no power of two");
+  expect_said({3, 1, 1}, 2, "");
+  expect_said({4, 1, 1}, 2, "3 micro-batches");
+  expect_said({2, 2, 1}, 1, "experts are spread");
+  expect_said({2, 1, 2}, 1, "rows are spread");
+}
+
+// On the CPU it is always so.
+TEST(Plan, EqualBitsCostNothingMoreOnTheCpu) {
+  const TinyRun tiny("M*");
+  Config config = with_parallel(tiny.config, {2, 1, 1}, 2);
+  const nlohmann::json run = to_json(make_plan(config, 2));
+  config.train.reproducible = Reproducible::layout;
+  EXPECT_EQ(to_json(make_plan(config, 2)), run);
+}
+
+TEST(Plan, ProposesTheOrderOfARunWhereTheTreeDoesNotFit) {
+  TinyRun tiny("M-");
+  tiny.config.device = DeviceChoice::cuda;
+  const Plan run = make_plan(tiny.config, 1);
+  tiny.config.train.reproducible = Reproducible::layout;
+  EXPECT_EQ(make_plan(tiny.config, 1, run.memory()).remedy, "train.reproducible=run");
+}
+
 TEST(Plan, OneRankSendsNothing) {
   const TinyRun tiny("M*E");
   EXPECT_TRUE(make_plan(with_parallel(tiny.config, {1, 1, 1}, 1), 1).wire_bytes_per_step.empty());

@@ -69,6 +69,26 @@ TEST(OrderedSumGpu, AgreesWithCpu) {
   }
 }
 
+// Padding, of which there is more on more ranks.
+TEST(OrderedSumGpu, ZerosAtTheEndChangeNoBit) {
+  if (num_cuda_devices() == 0) GTEST_SKIP() << "no GPU";
+  Side side({Device::Kind::cuda, 0}, DType::f32, DType::f32, 1, size_t{1} << 22);
+  for (const int64_t n : {1, 127, 2047, 2048, 40001}) {
+    std::vector<double> expected;
+    for (const int64_t more : {0, 1, 7, 2049}) {
+      std::vector<double> values(n + more, 0), places(n + more);
+      for (int64_t i = 0; i < n; ++i) values[i] = random_uniform({.seed = 5, .stream = 1}, i);
+      for (int64_t i = 0; i < n + more; ++i) places[i] = double(i);
+      const TensorView sum = side.output("sum", {1}, DType::f64);
+      ordered_sum(side.ctx(), {.values = side.values({n + more}, DType::f64, values),
+                               .places = side.values({n + more}, DType::i64, places),
+                               .sum = sum});
+      if (more == 0) expected = side.download(sum);
+      EXPECT_EQ(side.download(sum), expected) << n << " values and " << more << " zeros";
+    }
+  }
+}
+
 // Clips, does not need to, may not, and refuses what is not finite.
 TEST(ClipGradientGpu, AgreesWithCpu) {
   const double nan = std::numeric_limits<double>::quiet_NaN();

@@ -9,9 +9,10 @@ TEST(ConfigLock, EveryKeyHasItsRule) {
   for (const char* key : {"model.d_model", "model", "model.branches[0].type", "seed", "data.train",
                           "data.train.0.path", "data.train[1].path", "data.tokenizer"})
     EXPECT_EQ(rule_of(key), ConfigRule::locked) << key;
-  for (const char* key : {"optimizer.lr", "schedule.warmup", "train.seq_len", "train.global_batch",
-                          "data.train.0.weight", "data.train[1].weight", "precision", "unheard_of",
-                          "model.attention.backend", "model.stack.branches[3].backend"})
+  for (const char* key :
+       {"optimizer.lr", "schedule.warmup", "train.seq_len", "train.global_batch",
+        "data.train.0.weight", "data.train[1].weight", "precision", "train.reproducible",
+        "unheard_of", "model.attention.backend", "model.stack.branches[3].backend"})
     EXPECT_EQ(rule_of(key), ConfigRule::logged) << key;
   for (const char* key :
        {"train.steps", "train.micro_batch", "train.recompute", "train.eval_every", "parallel.dp",

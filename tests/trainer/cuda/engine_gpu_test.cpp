@@ -70,6 +70,38 @@ TEST(EngineGpu, ResidualStreamInF32IsMoreExact) {
   }
 }
 
+// train.reproducible: layout. In eager steps and in a graph, with products that overwrite and
+// gradients that add up.
+TEST(EngineGpu, GradientsAreSummedInTheOrderOfTheTree) {
+  if (num_cuda_devices() == 0) GTEST_SKIP() << "no GPU";
+  Config config = small_config("M-S*-");
+  config.train.reproducible = Reproducible::layout;
+  const int64_t rows = config.train.micro_batch, all = config.train.global_batch;
+  EngineOn whole(config, DType::f32, kGpu);
+  ASSERT_EQ(whole.engine().num_micro_batches(), 4);
+  config.train.global_batch = rows;
+  EngineOn leaf(config, DType::f32, kGpu);
+  for (int64_t step = 0; step < 4; ++step) {
+    // From the same weights, and as a part of the same loss.
+    const auto gradients = [&](EngineOn& on, int64_t first_row) {
+      on.engine().step({.lr = 0,
+                        .targets = on.rows().count_targets(step, all),
+                        .next_batch = [&on, step, rows, row = first_row]() mutable {
+                          return on.rows().batch(step, std::exchange(row, row + rows), rows, {});
+                        }});
+      return on.gradients();
+    };
+    const std::vector<double> got = gradients(whole, 0);
+    std::vector<std::vector<double>> leaves;
+    for (int64_t row = 0; row < all; row += rows) leaves.push_back(gradients(leaf, row));
+    const auto of = [&](size_t i, size_t element) { return float(leaves[i][element]); };
+    for (size_t k = 0; k < got.size(); ++k) {
+      ASSERT_EQ(float(got[k]), (of(0, k) + of(1, k)) + (of(2, k) + of(3, k)))
+          << "step " << step << ", element " << k;
+    }
+  }
+}
+
 // Batches that travel while the step before runs are the same batches.
 TEST(EngineGpu, StagedBatchesChangeNoBit) {
   if (num_cuda_devices() == 0) GTEST_SKIP() << "no GPU";
