@@ -63,6 +63,12 @@ void ParallelConfig::validate() const {
   }
 }
 
+MeshShape mesh_shape(const ParallelConfig& parallel, int world) {
+  return resolve_mesh(
+      {.dp = int(parallel.dp.value_or(kAuto)), .ep = int(parallel.ep), .cp = int(parallel.cp)},
+      world);
+}
+
 void Config::validate() const {
   const bool bad_name = name.empty() || name.front() == '/' ||
                         name.find("..") != std::string::npos || name.size() > 200;

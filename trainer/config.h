@@ -12,6 +12,7 @@
 
 #include "layers/model.h"
 #include "layers/model_config.h"
+#include "parallel/mesh.h"
 #include "trainer/config_node.h"
 #include "trainer/config_reader.h"
 
@@ -193,6 +194,8 @@ struct ParallelConfig {
   }
   void validate() const;
 };
+// With the number of dp ranks that a world of so many leaves. Throws UsageError if it cannot be.
+MeshShape mesh_shape(const ParallelConfig& parallel, int world);
 
 struct CheckpointConfig {
   int64_t every = 200;

@@ -65,10 +65,7 @@ Plan plan_without_remedy(const Config& config, int world, int64_t available) {
   Plan plan;
   plan.available = available;
   const Device device = device_of(config);
-  plan.mesh = resolve_mesh({.dp = int(config.parallel.dp.value_or(kAuto)),
-                            .ep = int(config.parallel.ep),
-                            .cp = int(config.parallel.cp)},
-                           world);
+  plan.mesh = mesh_shape(config.parallel, world);
   const Mesh mesh(plan.mesh, 0);
   StepEngine engine(config, mesh, compute_dtype(config.precision), {.device = device});
   engine.count_step();

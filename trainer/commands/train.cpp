@@ -17,10 +17,7 @@ int train(const TrainOptions& options, World& world) {
   agree(peers, [&] {
     device = choose_device(config.device, config.precision,
                            {.rank = world.local_rank, .size = world.local_size});
-    shape = resolve_mesh({.dp = int(config.parallel.dp.value_or(kAuto)),
-                          .ep = int(config.parallel.ep),
-                          .cp = int(config.parallel.cp)},
-                         world.comm->size());
+    shape = mesh_shape(config.parallel, world.comm->size());
   });
   set_num_threads(config.train.threads > 0 ? int(config.train.threads)
                                            : default_num_threads(world.local_size));
