@@ -23,6 +23,7 @@
 
 #include "kernels/core/context.h"
 #include "kernels/core/device_memory.h"
+#include "tests/support/tolerance.h"
 
 namespace sluice::test {
 
@@ -230,8 +231,8 @@ struct GpuBounds {
   size_t arena_bytes = size_t{16} << 20;
   bool in_f32 = true;  // else in bf16 alone: f32 has no kernel of its own here, but more work
   bool least = false;  // as little work as a kernel can have: at any number of elements
-  // Nothing is rounded before a bf16 output is: the error is that of the rounding, 1.5 times at
-  // most. (Of operators that round between products: tests/support/bf16_error.h.)
+  // Nothing is rounded before a bf16 output is: the error is that of the rounding, kMostBf16Error
+  // times at most. (Of operators that round between products: tests/support/bf16_error.h.)
   bool rounds_once = false;
 };
 
@@ -274,7 +275,7 @@ inline void check_one_dtype(const std::function<void(Side&)>& body, DType dtype,
     const double error = error_by_norm(got.download(output), exact);
     EXPECT_LE(error, floating ? bound : 0);
     if (bounds.rounds_once && output.dtype == DType::bf16) {
-      EXPECT_LE(error, 1.5 * error_of_rounding(exact));
+      EXPECT_LE(error, kMostBf16Error * error_of_rounding(exact));
     }
     EXPECT_TRUE(got.download_elements(output) == again.download_elements(again.outputs()[i].view))
         << "a rerun has other bits";

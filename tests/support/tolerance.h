@@ -23,4 +23,7 @@ inline constexpr double kGeneration = 1e-5;  // token by token against the train
 // Of the golden losses: processors differ in their last bits, and 20 steps of Adam amplify them.
 inline constexpr double kGoldenLoss = 1e-5;
 
+// Of operators in bf16: times the error of the straightforward computation, step by step in bf16.
+inline constexpr double kMostBf16Error = 1.5;
+
 }  // namespace sluice::test
