@@ -89,7 +89,8 @@ class Bench(unittest.TestCase):
         result = bench("--ops", "step", "--models", "mamba-131m")
         self.assertIn("did you mean 'mamba-130m'", result.stderr)
         for arguments in (["--opps", "norm"], ["--ops"], ["--threads", "0"], ["norm"],
-                          ["--device", "tpu"], ["--precision", "f16"], ["--precision", "bf16"]):
+                          ["--device", "tpu"], ["--precision", "f16"], ["--precision", "bf16"],
+                          ["--plain"]):
             self.assertEqual(bench(*arguments).returncode, 2, arguments)
 
     def test_help_leaves_with_0(self):

@@ -13,6 +13,8 @@ namespace sluice::bench {
 
 // Every operator that can be named on the command line, in the order of the output.
 std::vector<Family> families(const Target& target);
+// Of a GPU: shapes that miss the fast kernels, beside their neighbours.
+std::vector<Family> plain_families(const Target& target);
 
 // The ceilings, as cases of their own: a copy by all threads, or on the device; OpenBLAS with all
 // threads, or the product of the operators.
@@ -23,9 +25,11 @@ Case copy_case(const Target& target, int64_t bytes);
 
 // A linear layer, T tokens: forward, and both gradients.
 Case linear_case(const Target& target, int64_t T, int64_t in, int64_t out);
-// One of its three products: y = x W^T, dx = dy W, dW += dy^T x in f32.
+// One of its three products: y = x W^T, dx = dy W, dW += dy^T x in f32. padding: elements between
+// rows of y.
 enum class Product : uint8_t { forward, data_gradient, weight_gradient };
-Case product_case(const Target& target, Product product, int64_t T, int64_t in, int64_t out);
+Case product_case(const Target& target, Product product, int64_t T, int64_t in, int64_t out,
+                  int64_t padding = 0);
 Case openblas_case(const Target& target, int64_t n);
 
 Case norm_case(const Target& target, DType residual, int64_t T, int64_t D);

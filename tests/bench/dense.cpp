@@ -109,13 +109,15 @@ class Linear final : public Workload {
 // One product of it.
 class LinearProduct final : public Workload {
  public:
-  LinearProduct(const Target& target, Product product, int64_t T, int64_t in, int64_t out)
+  LinearProduct(const Target& target, Product product, int64_t T, int64_t in, int64_t out,
+                int64_t padding)
       : Workload(target), product_(product) {
     const bool forward = product == Product::forward;
     const bool of_weight = product == Product::weight_gradient;
     x_ = product == Product::data_gradient ? zeros({T, in}) : uniform({T, in});
     weight_ = of_weight ? stat_zeros({out, in}) : uniform({out, in});
-    y_ = forward ? zeros({T, out}) : uniform({T, out});
+    const Dims padded{T, out + padding};
+    y_ = (forward ? zeros(padded) : uniform(padded)).columns(0, {out});
   }
 
   void forward(const Context& ctx) override {
@@ -245,13 +247,16 @@ Case linear_case(const Target& target, int64_t T, int64_t in, int64_t out) {
           .make = [=] { return std::make_unique<Linear>(target, T, in, out); }};
 }
 
-Case product_case(const Target& target, Product product, int64_t T, int64_t in, int64_t out) {
+Case product_case(const Target& target, Product product, int64_t T, int64_t in, int64_t out,
+                  int64_t padding) {
   constexpr const char* kNames[] = {"forward", "dgrad", "wgrad"};
   return {.part = kNames[int(product)],
           .shape = {{"T", T}, {"in", in}, {"out", out}},
           .passes = Passes::forward,
           .forward = {.flops = linear_flops(T, in, out)},
-          .make = [=] { return std::make_unique<LinearProduct>(target, product, T, in, out); }};
+          .make = [=] {
+            return std::make_unique<LinearProduct>(target, product, T, in, out, padding);
+          }};
 }
 
 Case openblas_case(const Target& target, int64_t n) {

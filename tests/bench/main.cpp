@@ -24,6 +24,8 @@ void add_options(CLI::App& app, Options& options) {
   app.add_option("--precision", options.precision,
                  "of activations and matrices: f32 or bf16 (default: bf16 on a GPU)")
       ->check(CLI::IsMember({"f32", "bf16"}));
+  app.add_flag("--plain", options.plain,
+               "shapes that miss a GPU's fast kernels, beside neighbours that do not");
   app.add_flag("--json", options.json, "one JSON object a line");
   app.add_option("--threads", options.threads, "size of the pool (default: the cores)")
       ->check(CLI::Range(1, 1024));

@@ -38,8 +38,9 @@ class Bench {
   Bench(const Target& target, const Options& options)
       : stream_(target.device),
         target_{.device = target.device, .dtype = target.dtype, .stream = stream_},
-        families_(select_families(target_, options.ops)),
-        steps_(select_steps(target_, options.ops, options.models)),
+        families_(select_families(target_, options.ops, options.plain)),
+        steps_(options.plain ? std::vector<StepCase>{}
+                             : select_steps(target_, options.ops, options.models)),
         configs_(options.configs),
         json_(options.json),
         machine_(machine_of(target_, options.threads)) {}

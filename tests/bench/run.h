@@ -14,6 +14,7 @@ struct Options {
   std::string configs = SLUICE_SOURCE_DIR "/configs";
   std::string device = "auto";
   std::string precision = "";
+  bool plain = false;  // shapes that miss a GPU's fast kernels, instead
   bool json = false;
   int threads = default_num_threads(1);
 };

@@ -40,9 +40,13 @@ bool is_chosen(const std::vector<std::string>& ops, const std::string& name) {
   return ops.empty() || std::find(ops.begin(), ops.end(), name) != ops.end();
 }
 
-std::vector<Family> select_families(const Target& target, const std::vector<std::string>& ops) {
-  std::vector<Family> all = families(target);
-  std::vector<std::string> names = {kStep};
+std::vector<Family> select_families(const Target& target, const std::vector<std::string>& ops,
+                                    bool plain) {
+  if (plain && target.device.is_cpu())
+    throw UsageError("--plain needs a GPU: the CPU has one path for all shapes");
+  std::vector<Family> all = plain ? plain_families(target) : families(target);
+  std::vector<std::string> names;
+  if (!plain) names.push_back(kStep);
   for (const Family& family : all) names.push_back(family.name);
   require_known("--ops", "operator", ops, names);
   std::erase_if(all, [&](const Family& family) { return !is_chosen(ops, family.name); });

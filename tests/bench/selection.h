@@ -17,8 +17,10 @@ Target choose_target(const std::string& device, const std::string& precision);
 // Named, or nothing is named.
 bool is_chosen(const std::vector<std::string>& ops, const std::string& name);
 
-// The families chosen, in the order of the output. Throws UsageError for an unknown name.
-std::vector<Family> select_families(const Target& target, const std::vector<std::string>& ops);
+// The families chosen of those of plain shapes, or of the others, in the order of the output.
+// Throws UsageError for an unknown name, and for plain shapes of a CPU, which has no fast ones.
+std::vector<Family> select_families(const Target& target, const std::vector<std::string>& ops,
+                                    bool plain);
 
 // The steps chosen: none unless kStep is. Throws UsageError for an unknown model.
 std::vector<StepCase> select_steps(const Target& target, const std::vector<std::string>& ops,
