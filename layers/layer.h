@@ -104,9 +104,4 @@ class Layer {
   }
 };
 
-// Two of these descriptions as one.
-inline std::string joined(const std::string& first, const std::string& second) {
-  return first + (first.empty() || second.empty() ? "" : "; ") + second;
-}
-
 }  // namespace sluice

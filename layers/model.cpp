@@ -7,6 +7,7 @@
 
 #include <array>
 
+#include "kernels/core/plain_path.h"
 #include "kernels/core/profile_range.h"
 #include "kernels/embedding/embedding.h"
 #include "kernels/gemm/gemm.h"
@@ -30,6 +31,17 @@ bool is_mixer(const BranchConfig& branch) {
     mixer |= Kind::kIsMixer && std::holds_alternative<typename Kind::Config>(branch.config);
   });
   return mixer;
+}
+
+// "branch 3", "branches 0-2, 5": of an ascending list.
+std::string name_of_branches(const std::vector<int64_t>& indices) {
+  std::string text;
+  for (size_t first = 0, next = 0; first < indices.size(); first = next) {
+    for (next = first + 1; next < indices.size() && indices[next] == indices[next - 1] + 1;) ++next;
+    text += fmt::format("{}{}", text.empty() ? "" : ", ", indices[first]);
+    if (next > first + 1) text += fmt::format("-{}", indices[next - 1]);
+  }
+  return (indices.size() == 1 ? "branch " : "branches ") + text;
 }
 
 // An error of an operator names it; where it ran and on what is said here. `x`: the shape of a
@@ -307,13 +319,26 @@ std::vector<std::string> Model::exchanges() const {
 }
 
 std::vector<std::string> Model::kernels(int64_t rows, int64_t row_tokens) const {
+  const Device device = store_.device();
+  const DType dtype = store_.dtype();
+  const int64_t D = config_.d_model;
   std::vector<std::string> lines;
+  const std::string own = joined(describe_embedding(device, dtype, D),
+                                 describe_norm(device, residual_dtype(), dtype, D),
+                                 describe_products(device, dtype, {D, config_.vocab_size}));
+  if (!own.empty()) lines.push_back("embedding, norms and head: " + own);
+  std::vector<std::pair<std::string, std::vector<int64_t>>> told;  // by the branches
   for (size_t i = 0; i < branches_.size(); ++i) {
     const std::string text = branches_[i].layer->describe_kernels(rows, row_tokens);
     if (text.empty()) continue;
-    const std::string line = fmt::format("{}: {}", branch_configs_[i].kind(), text);
-    if (std::find(lines.begin(), lines.end(), line) == lines.end()) lines.push_back(line);
+    const std::string line = concat("(", branch_configs_[i].kind(), "): ", text);
+    auto same = std::find_if(told.begin(), told.end(),
+                             [&](const auto& other) { return other.first == line; });
+    if (same == told.end()) same = told.insert(told.end(), {line, {}});
+    same->second.push_back(int64_t(i));
   }
+  for (const auto& [line, branches] : told)
+    lines.push_back(fmt::format("{} {}", name_of_branches(branches), line));
   return lines;
 }
 

@@ -80,8 +80,8 @@ class Model {
   double flops_per_token(int64_t row_tokens) const;
   // "branches.3.attention: all-to-all over ...": what branches chose, where there is a choice.
   std::vector<std::string> exchanges() const;
-  // "attention: cuDNN 9.19.0": what kernels run over such rows where that is worth saying, once for
-  // all branches of which it is true.
+  // "branches 3, 11 (attention): cuDNN 9.19.0": what kernels run over such rows where that is worth
+  // saying, by a library or slowly, once for all branches of which it is true.
   std::vector<std::string> kernels(int64_t rows, int64_t row_tokens) const;
   const std::vector<BranchConfig>& branches() const { return branch_configs_; }
   const ModelConfig& config() const { return config_; }

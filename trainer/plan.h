@@ -32,7 +32,7 @@ struct Plan {
   std::map<std::string, int64_t> wire_bytes_per_step;
   std::map<std::string, int64_t> wire_bytes_bound;
   std::vector<std::string> exchanges;  // what branches chose, where there is a choice
-  std::vector<std::string> kernels;    // what they run with, where that is worth saying
+  std::vector<std::string> kernels;    // what runs slowly or by a library, with its branches
   // What train.reproducible: layout costs on a GPU, and where it cannot keep its promise. Empty: it
   // is not asked for, or costs nothing.
   std::string reproducible;

@@ -3,6 +3,8 @@
 #include "kernels/activation/activation_cpu.h"
 #include "kernels/activation/activation_cuda.h"
 #include "kernels/core/dispatch.h"
+#include "kernels/core/packs.h"
+#include "kernels/core/plain_path.h"
 
 namespace sluice {
 
@@ -44,6 +46,13 @@ void activation_backward(const Context& ctx, const ActivationBackward& args) {
     fail_no_cuda("activation_backward");
   }
   dispatch_float(dtype, [&]<class T>() { cpu::activation_backward<T>(args); });
+}
+
+std::string describe_activation(Device device, DType dtype, int64_t F) {
+  if (device.is_cpu() || dtype != DType::bf16 || whole_packs(F, dtype)) return "";
+  constexpr double kPlain = 1.5;  // SwiGLU, F 4100 beside 4096
+  return on_plain_kernels(concat("the activation of ", F, " columns runs"), kPlain,
+                          "multiples of 8");
 }
 
 }  // namespace sluice

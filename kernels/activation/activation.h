@@ -12,6 +12,7 @@
 #pragma once
 
 #include <span>
+#include <string>
 
 #include "kernels/core/context.h"
 
@@ -37,5 +38,9 @@ struct ActivationBackward {
   TensorView dup = {};      // (..., F), overwritten, swiglu only; may alias up
 };
 void activation_backward(const Context& ctx, const ActivationBackward& args);
+
+// What keeps rows of F, or parts of wider rows, from a device's fast kernels, for a log. Empty:
+// nothing.
+std::string describe_activation(Device device, DType dtype, int64_t F);
 
 }  // namespace sluice

@@ -2,6 +2,7 @@
 // where rows allow it. Floor of swiglu in bf16: 6 bytes an element forward, 10 backward. A thread
 // owns a pack of columns and walks down the rows; tensors that are all packed are one long row.
 #include "kernels/activation/activation_cuda.h"
+#include "kernels/core/packs.h"
 #include "kernels/device/dispatch.cuh"
 #include "kernels/device/elements.cuh"
 #include "kernels/device/launch.cuh"
@@ -102,9 +103,9 @@ bool all_packed(const View&... view) {
 template <class... View>
 bool in_packs(int64_t rows, int64_t columns, const View&... view) {
   const auto one = [&](const ConstTensorView& side) {
-    const int64_t width = 16 / int64_t(size_of(side.dtype));
-    return !side || (reinterpret_cast<uintptr_t>(side.data) % 16 == 0 && columns % width == 0 &&
-                     (rows <= 1 || side.row_stride % width == 0));
+    return !side || (reinterpret_cast<uintptr_t>(side.data) % kPackBytes == 0 &&
+                     whole_packs(columns, side.dtype) &&
+                     (rows <= 1 || whole_packs(side.row_stride, side.dtype)));
   };
   return (one(view) && ...);
 }

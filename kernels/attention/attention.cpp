@@ -6,6 +6,7 @@
 #include "kernels/attention/attention_cuda.h"
 #include "kernels/attention/attention_cudnn.h"
 #include "kernels/core/dispatch.h"
+#include "kernels/core/plain_path.h"
 
 namespace sluice {
 namespace {
@@ -103,13 +104,12 @@ void attention_backward(const Context& ctx, const AttentionBackward& args) {
 
 namespace {
 
-// Heads that the kernels on tensor cores take.
-bool has_fast_kernels(int64_t hd) { return hd % 8 == 0 && hd <= 128; }
-
 std::string describe_own(const ConstTensorView& q) {
-  if (q.dtype != DType::bf16 || has_fast_kernels(q.dim(3))) return "";
-  return concat("head_dim ", q.dim(3),
-                " runs on plain kernels; those on tensor cores take multiples of 8 up to 128");
+  if (q.dtype != DType::bf16 || cuda::on_tensor_cores(q.dim(3))) return "";
+  constexpr double kPlainColumn = 0.28;  // head_dim 60 beside 64, 124 and 256 beside 128
+  return on_plain_kernels(concat("attention of head_dim ", q.dim(3), " runs"),
+                          kPlainColumn * double(q.dim(3)),
+                          concat("multiples of 8 up to ", cuda::kMaxTensorHeadDim));
 }
 
 }  // namespace

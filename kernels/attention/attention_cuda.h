@@ -5,6 +5,10 @@
 
 namespace sluice::cuda {
 
+// Heads that the kernels on tensor cores take. (Rows must be aligned, too.)
+inline constexpr int64_t kMaxTensorHeadDim = 128;
+constexpr bool on_tensor_cores(int64_t hd) { return hd % 8 == 0 && hd <= kMaxTensorHeadDim; }
+
 void attention_forward(const Context& ctx, const AttentionForward& args);
 
 void attention_merge(const Context& ctx, const AttentionMerge& args);

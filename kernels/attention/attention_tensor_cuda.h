@@ -1,14 +1,14 @@
 // Attention on tensor cores: bf16, head dims up to 128 that 8 divides.
 #pragma once
 
+#include "kernels/attention/attention_cuda.h"
 #include "kernels/attention/attention_device.cuh"
 
 namespace sluice::cuda {
 
 // A negative scale would turn the order of the scores, whose largest is taken before scaling.
 inline bool takes_tensor_cores(const AttentionSizes& sizes, float scale) {
-  constexpr int kMaxHeadDim = 128;
-  return sizes.hd % 8 == 0 && sizes.hd <= kMaxHeadDim && scale > 0;
+  return on_tensor_cores(sizes.hd) && scale > 0;
 }
 // Copies and stores are of 16 bytes.
 template <class Element>

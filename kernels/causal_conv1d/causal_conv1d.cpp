@@ -5,6 +5,7 @@
 #include "kernels/causal_conv1d/causal_conv1d_cpu.h"
 #include "kernels/causal_conv1d/causal_conv1d_cuda.h"
 #include "kernels/core/dispatch.h"
+#include "kernels/core/plain_path.h"
 
 namespace sluice {
 
@@ -104,11 +105,12 @@ void causal_conv1d_step(const Context& ctx, const CausalConv1dStep& args) {
   dispatch_float(dtype, [&]<class Real>() { cpu::causal_conv1d_step<Real>(args); });
 }
 
-std::string describe_convolution(Device device, int64_t C, int64_t K) {
-  if (device.is_cpu() || (K == cuda::kConvTaps && C % cuda::kConvWidth == 0)) return "";
-  return concat("the convolution of ", C, " channels over ", K,
-                " tokens runs on plain kernels; those that keep a window in registers take ",
-                cuda::kConvTaps, " tokens and multiples of ", cuda::kConvWidth, " channels");
+std::string describe_convolution(Device device, int64_t C, int64_t K, int64_t first) {
+  if (device.is_cpu() || (cuda::conv_holds(C, K) && first % cuda::kConvWidth == 0)) return "";
+  constexpr double kPlainTap = 5.5;  // C 4354 beside 4352, K 3 and 5 beside 4
+  return on_plain_kernels(
+      concat("the convolution of ", C, " channels over ", K, " tokens runs"), kPlainTap * double(K),
+      concat(cuda::kConvTaps, " tokens and multiples of ", cuda::kConvWidth, " channels"));
 }
 
 }  // namespace sluice

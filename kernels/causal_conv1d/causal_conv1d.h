@@ -52,7 +52,7 @@ struct CausalConv1dStep {
 void causal_conv1d_step(const Context& ctx, const CausalConv1dStep& args);
 
 // What keeps a convolution of C channels over K tokens with SiLU from a device's fast kernels, for
-// a log. Empty: nothing.
-std::string describe_convolution(Device device, int64_t C, int64_t K);
+// a log. Empty: nothing. first: of the channels, in rows of x and dx that are wider.
+std::string describe_convolution(Device device, int64_t C, int64_t K, int64_t first);
 
 }  // namespace sluice

@@ -260,7 +260,7 @@ bool conv_aligned(const View&... view) {
 template <class T, class... View>
 bool conv_in_windows(const ConvInput<T>& in, const ConstTensorView& weight, const View&... rows) {
   constexpr int kBytes = kConvWidth * sizeof(T);
-  return in.K == kConvTaps && in.silu && in.weight_stride == kConvTaps && in.C % kConvWidth == 0 &&
+  return conv_holds(in.C, in.K) && in.silu && in.weight_stride == kConvTaps &&
          conv_aligned<kBytes>(weight, rows...);
 }
 

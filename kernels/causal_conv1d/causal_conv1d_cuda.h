@@ -17,6 +17,7 @@ inline constexpr int kConvBackwardResident = 3;  // blocks of a processor
 // Taps of the kernels that keep a window of rows in registers, for silu = true, and channels of
 // their threads, whose multiple C must be. All else takes the plain kernels.
 inline constexpr int kConvTaps = 4, kConvWidth = 4;
+constexpr bool conv_holds(int64_t C, int64_t K) { return K == kConvTaps && C % kConvWidth == 0; }
 
 constexpr int64_t conv_ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 constexpr int64_t conv_tiles(int64_t C) { return conv_ceil_div(C, kConvChannels); }

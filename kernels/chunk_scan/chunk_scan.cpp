@@ -49,12 +49,12 @@ cuda::ChunkScanPartials allocate_partials(Arena& scratch, const ChunkScanBackwar
 
 }  // namespace
 
-int64_t chunk_to_take(const Context& ctx, DType dtype, int64_t head_dim, int64_t state_dim,
+int64_t chunk_to_take(Device device, DType dtype, int64_t head_dim, int64_t state_dim,
                       int64_t longest) {
   // Products of warpgroups are for chunks of 128 tokens: with 256 twice the pairs cost more than
   // half of the states saves.
   const bool by_groups =
-      ctx.device.is_cuda() && dtype == DType::bf16 && head_dim == 64 && state_dim == 128;
+      device.is_cuda() && dtype == DType::bf16 && head_dim == 64 && state_dim == 128;
   return by_groups ? std::min<int64_t>(longest, 128) : longest;
 }
 

@@ -20,7 +20,7 @@ namespace sluice {
 
 // The length of chunks to take where up to `longest` tokens may be: a matter of speed, as results
 // depend on it by rounding alone. By kind of device, dtype and shape.
-int64_t chunk_to_take(const Context& ctx, DType dtype, int64_t head_dim, int64_t state_dim,
+int64_t chunk_to_take(Device device, DType dtype, int64_t head_dim, int64_t state_dim,
                       int64_t longest);
 
 struct ChunkScanForward {

@@ -16,9 +16,11 @@ inline constexpr int64_t kScanTile = 64;
 inline constexpr int64_t kMultiprocessors = 132;
 
 // Whether tensor cores have kernels for the shape. (They also want rows aligned to 16 bytes.)
+constexpr bool tensor_cores_take(DType dtype, int64_t P, int64_t N, int64_t chunk) {
+  return dtype == DType::bf16 && P == 64 && (N == 64 || N == 128) && chunk <= 256;
+}
 inline bool tensor_cores_take(const ConstTensorView& x, const ConstTensorView& B, int64_t chunk) {
-  const int64_t N = B.dim(3);
-  return x.dtype == DType::bf16 && x.dim(3) == 64 && (N == 64 || N == 128) && chunk <= 256;
+  return tensor_cores_take(x.dtype, x.dim(3), B.dim(3), chunk);
 }
 
 // Blocks of chunk_scan's kernels that the machine runs at once.

@@ -1,10 +1,13 @@
 #include "kernels/chunk_scan/ssd_forward.h"
 
+#include <algorithm>
+
 #include "kernels/chunk_scan/chunk_scan.h"
 #include "kernels/chunk_scan/ssd_forward_cuda.h"
 #include "kernels/chunk_state/entering_states.h"
 #include "kernels/core/device_memory.h"
 #include "kernels/core/dispatch.h"
+#include "kernels/core/plain_path.h"
 
 namespace sluice {
 namespace {
@@ -87,6 +90,26 @@ void ssd_forward(const Context& ctx, const SsdForward& args) {
   if (ctx.counting()) return;
   if constexpr (kBuiltWithCuda) return cuda::ssd_forward(ctx, walk);
   fail_no_cuda("ssd_forward");
+}
+
+std::string describe_ssd(Device device, DType dtype, const SsdSizes& s) {
+  if (device.is_cpu() || dtype != DType::bf16) return "";
+  // Beside P 64, N 128 and chunk 128. Plain: P 48 and 128, N 96; chunk 512; of states alone: chunk
+  // 8. States first, then chunks: N 64; chunks 96 and 32.
+  constexpr double kPlain = 37, kPlainToken = 0.12, kPlainStates = 32;
+  constexpr double kHalfTheStates = 3.2, kUneven = 1.3, kShort = 2.2;
+  const std::string what =
+      concat("the SSD of head_dim ", s.P, ", state_dim ", s.N, " and chunk ", s.chunk, " runs");
+  const std::string fast = "head_dim 64, state_dim 128 and chunks in multiples of 64";
+  if (!cuda::tensor_cores_take(dtype, s.P, s.N, s.chunk))
+    return on_plain_kernels(what, std::max(kPlain, kPlainToken * double(std::min(s.chunk, s.T))),
+                            fast);
+  if (!cuda::chunk_states_have_mma(dtype, s.P, s.N, s.chunk))
+    return on_plain_kernels(what, kPlainStates, fast);
+  if (cuda::walks_take(s.N, s.chunk, s.T)) return "";
+  const double factor = s.N < 128 ? kHalfTheStates : s.chunk < cuda::kWalkTile ? kShort : kUneven;
+  return concat(what, " in several kernels, ", times_as_long(factor),
+                " as in the fused ones, which take ", fast);
 }
 
 }  // namespace sluice

@@ -2,6 +2,8 @@
 // in registers where the device gains by it.
 #pragma once
 
+#include <string>
+
 #include "kernels/chunk_state/entering_states.h"
 
 namespace sluice {
@@ -21,5 +23,13 @@ struct SsdForward {
   int64_t chunk = 0;               // Q, of cum
 };
 void ssd_forward(const Context& ctx, const SsdForward& args);
+
+// What keeps an SSD from a device's fast kernels, for a log. Empty: nothing.
+struct SsdSizes {
+  int64_t P = 0, N = 0;
+  int64_t chunk = 0;
+  int64_t T = 0;
+};
+std::string describe_ssd(Device device, DType dtype, const SsdSizes& sizes);
 
 }  // namespace sluice

@@ -41,13 +41,18 @@ inline WalkSchedule walk_schedule(const Dims& x, int64_t G, int64_t chunk) {
   return best;
 }
 
+// Whether walks take chunks of rows of T tokens that tensor cores take. The backward's kernels need
+// as many states.
+constexpr bool walks_take(int64_t N, int64_t chunk, int64_t T) {
+  return N == 128 && (chunk % kWalkTile == 0 || chunk >= T);
+}
 // Whether walks take the shape, and are worth it: few rows and heads leave the machine empty. By
 // shape, dtype and strides: counting runs ask too.
 inline bool ssd_forward_fits(const SsdForward& args) {
   const int64_t T = args.x.dim(1), heads = args.x.dim(0) * args.x.dim(2);
   constexpr double kTwoParts = 1 / 113.0;  // the time for a head and token of those
-  return tensor_cores_take(args.x, args.B, args.chunk) && args.B.dim(3) == 128 &&
-         (args.chunk % kWalkTile == 0 || args.chunk >= T) &&
+  return tensor_cores_take(args.x, args.B, args.chunk) &&
+         walks_take(args.B.dim(3), args.chunk, T) &&
          kTwoParts * double(heads * (T + kWalkStart)) >
              walk_schedule(args.x.dims, args.B.dim(2), args.chunk).time &&
          rows_of_16_bytes(args.x, args.B, args.C, args.initial, args.y, args.final_state);

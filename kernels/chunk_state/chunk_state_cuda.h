@@ -10,9 +10,12 @@
 namespace sluice::cuda {
 
 // Whether a shape has tensor-core paths. By shape and dtype alone: counting runs ask too.
+constexpr bool chunk_states_have_mma(DType dtype, int64_t P, int64_t N, int64_t chunk) {
+  return dtype == DType::bf16 && P % 64 == 0 && N % 64 == 0 && chunk >= 16;
+}
 inline bool chunk_states_have_mma(const ConstTensorView& x, const ConstTensorView& B,
                                   int64_t chunk) {
-  return x.dtype == DType::bf16 && x.dim(3) % 64 == 0 && B.dim(3) % 64 == 0 && chunk >= 16;
+  return chunk_states_have_mma(x.dtype, x.dim(3), B.dim(3), chunk);
 }
 // Whether rows of these tensors can be copied 16 bytes at a time.
 template <class... Views>

@@ -13,9 +13,6 @@ namespace sluice::cuda {
 
 constexpr int kMaxRowWarps = kMaxRowThreads / kWarp;
 
-// Dynamic shared memory of a block for rows on their way; sm_80 has as much.
-constexpr int64_t kMaxStaging = 160 << 10;
-
 // Neighbouring elements that a thread takes at once, so that the widest type moves by 16 bytes.
 template <class... T>
 constexpr int kPieceWidth = std::min({16 / int(sizeof(T))...});

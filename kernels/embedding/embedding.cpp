@@ -1,6 +1,8 @@
 #include "kernels/embedding/embedding.h"
 
 #include "kernels/core/dispatch.h"
+#include "kernels/core/packs.h"
+#include "kernels/core/plain_path.h"
 #include "kernels/embedding/embedding_cpu.h"
 #include "kernels/embedding/embedding_cuda.h"
 
@@ -54,6 +56,12 @@ void embedding_backward(const Context& ctx, const EmbeddingBackward& args) {
   if (ctx.counting()) return;
   check_tokens(args.tokens, V);
   dispatch_float(args.dy.dtype, [&]<class T>() { cpu::embedding_backward<T>(args); });
+}
+
+std::string describe_embedding(Device device, DType dtype, int64_t D) {
+  if (device.is_cpu() || dtype != DType::bf16 || whole_packs(D, dtype)) return "";
+  constexpr double kPlain = 1.7;  // D 2052 beside 2048
+  return on_plain_kernels(concat("an embedding of ", D, " runs"), kPlain, "multiples of 8");
 }
 
 }  // namespace sluice

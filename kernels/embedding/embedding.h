@@ -7,6 +7,8 @@
 // B batch, T tokens on this rank, V vocabulary, D model
 #pragma once
 
+#include <string>
+
 #include "kernels/core/context.h"
 
 namespace sluice {
@@ -24,5 +26,8 @@ struct EmbeddingBackward {
   TensorView dweight = {};      // (V, D) statistics, accumulated
 };
 void embedding_backward(const Context& ctx, const EmbeddingBackward& args);
+
+// What keeps rows of D from a device's fast kernels, for a log. Empty: nothing.
+std::string describe_embedding(Device device, DType dtype, int64_t D);
 
 }  // namespace sluice

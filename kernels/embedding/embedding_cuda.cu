@@ -6,6 +6,7 @@
 // a piece shares with its neighbours goes to scratch, and a last kernel adds those sums in order.
 //
 // n tokens, D model, V vocabulary
+#include "kernels/core/packs.h"
 #include "kernels/device/dispatch.cuh"
 #include "kernels/device/elements.cuh"
 #include "kernels/device/launch.cuh"
@@ -150,17 +151,17 @@ TokenRows rows_of(const ConstTensorView& tokens, int64_t V) {
           .V = int32_t(V)};
 }
 
-bool aligned(const ConstTensorView& rows, int64_t width) {
-  const int64_t bytes = std::min<int64_t>(16, width * int64_t(size_of(rows.dtype)));
-  return reinterpret_cast<uintptr_t>(rows.data) % bytes == 0 && rows.row_size() % width == 0 &&
-         rows.row_stride % width == 0;
+// Whether packs of `narrow` elements, of which `rows` may have wider ones, are whole there.
+bool in_packs_of(DType narrow, const ConstTensorView& rows) {
+  return reinterpret_cast<uintptr_t>(rows.data) % kPackBytes == 0 &&
+         whole_packs({rows.row_size(), rows.row_stride}, narrow);
 }
 
 // body<kWidth>(): as many neighbours as 16 bytes of T hold, or one where rows do not allow it.
 template <class T, class Body>
-void dispatch_width(const ConstTensorView& a, const ConstTensorView& b, Body&& body) {
-  constexpr int kWidth = Pack<T>::kWidth;
-  if (aligned(a, kWidth) && aligned(b, kWidth)) return body.template operator()<kWidth>();
+void dispatch_width(DType narrow, const ConstTensorView& a, const ConstTensorView& b, Body&& body) {
+  if (in_packs_of(narrow, a) && in_packs_of(narrow, b))
+    return body.template operator()<Pack<T>::kWidth>();
   body.template operator()<1>();
 }
 
@@ -176,7 +177,7 @@ void forward(const Context& ctx, const EmbeddingForward& args) {
                                   .y_stride = args.y.row_stride,
                                   .tokens = rows_of(args.tokens, args.weight.rows()),
                                   .D = int(args.y.row_size())};
-  dispatch_width<W>(args.weight, args.y, [&]<int kWidth>() {
+  dispatch_width<W>(args.weight.dtype, args.weight, args.y, [&]<int kWidth>() {
     launch(ctx, "embedding_forward",
            {.blocks = unsigned(args.tokens.numel()), .threads = threads_of(rows.D, kWidth)},
            embedding_forward_kernel<W, Y, kWidth>, rows);
@@ -205,7 +206,7 @@ void embedding_backward(const Context& ctx, const EmbeddingBackward& args,
                                   .tokens = tokens,
                                   .V = int32_t(V),
                                   .D = int(D)};
-    dispatch_width<T>(args.dy, args.dweight, [&]<int kWidth>() {
+    dispatch_width<T>(args.dy.dtype, args.dy, args.dweight, [&]<int kWidth>() {
       const unsigned threads = std::max(2u * kWarp, threads_of(D, kWidth));
       launch(ctx, "embedding_backward",
              {.blocks = {pieces, unsigned(ceil_div(D, int64_t{threads} * kWidth))},

@@ -1,6 +1,7 @@
 #include "kernels/gated_rms_norm/gated_rms_norm.h"
 
 #include "kernels/core/dispatch.h"
+#include "kernels/core/plain_path.h"
 #include "kernels/core/row_blocks.h"
 #include "kernels/gated_rms_norm/gated_rms_norm_cpu.h"
 #include "kernels/gated_rms_norm/gated_rms_norm_cuda.h"
@@ -61,6 +62,13 @@ void gated_rms_norm_backward(const Context& ctx, const GatedRmsNormBackward& arg
     fail_no_cuda("gated_rms_norm_backward");
   }
   dispatch_float(dtype, [&]<class T>() { cpu::gated_rms_norm_backward<T>(args, partial); });
+}
+
+std::string describe_gated_norm(Device device, DType dtype, int64_t W) {
+  if (device.is_cpu() || dtype != DType::bf16 || cuda::gated_norm_holds(dtype, W)) return "";
+  constexpr double kPlain = 4.2;  // W 4100 beside 4096
+  return on_plain_kernels(concat("the gated norm of ", W, " columns runs"), kPlain,
+                          concat("multiples of 8 up to ", cuda::kMaxRowWidth));
 }
 
 }  // namespace sluice

@@ -14,6 +14,7 @@
 #pragma once
 
 #include <span>
+#include <string>
 
 #include "kernels/core/context.h"
 
@@ -46,5 +47,8 @@ struct GatedRmsNormBackward {
   double eps = 1e-5;
 };
 void gated_rms_norm_backward(const Context& ctx, const GatedRmsNormBackward& args);
+
+// What keeps groups of W columns from a device's fast kernels, for a log. Empty: nothing.
+std::string describe_gated_norm(Device device, DType dtype, int64_t W);
 
 }  // namespace sluice

@@ -149,8 +149,6 @@ __device__ Gradients gradients(GroupScale scale, float dy, float weight, float x
   return {scale.rstd * (weighted * silu - n * scale.mean), weighted * n * slope, dy * n * silu};
 }
 
-constexpr int kStages = 2;  // rows of a block on their way
-
 // A row's group in shared memory.
 template <class T>
 struct BackwardSlot {
@@ -158,7 +156,7 @@ struct BackwardSlot {
   T* x;
   T* z;
 
-  static constexpr int64_t kBytes = 3 * sizeof(T);  // a column
+  static constexpr int64_t kBytes = gated_norm_staged_bytes(sizeof(T));
   __device__ BackwardSlot(char* staging, int slot) {
     const int columns = kRowValues * blockDim.x;
     dy = reinterpret_cast<T*>(staging) + slot * 3 * columns;
@@ -167,8 +165,8 @@ struct BackwardSlot {
   }
 };
 
-// Shared memory: the sums' rooms, and kStages rows of dy, x, z, which arrive while the rows before
-// are worked on.
+// Shared memory: the sums' rooms, and kRowStages rows of dy, x, z, which arrive while the rows
+// before are worked on.
 template <class T, GateOrder kGate>
 __global__ void __launch_bounds__(kMaxRowThreads)
     gated_rms_norm_backward_kernel(BackwardRows<T> all) {
@@ -186,21 +184,21 @@ __global__ void __launch_bounds__(kMaxRowThreads)
     }
     commit_copies();
   };
-  for (int stage = 0; stage < kStages; ++stage)
+  for (int stage = 0; stage < kRowStages; ++stage)
     begin_copy(blockIdx.x + stage * int64_t(gridDim.x), stage);
   RowTile<float, kPieceWidth<T>> weight, dweight;
   weight.load(a.weight, a.W);
   dweight.fill(0);
   int turn = 0;
   for (int64_t row = blockIdx.x; row < a.rows; row += gridDim.x, ++turn) {
-    const int stage = turn % kStages;
+    const int stage = turn % kRowStages;
     const BackwardSlot<T> slot(staging, stage);
-    wait_copies<kStages - 1>();
+    wait_copies<kRowStages - 1>();
     Tile dy, x, z;
     z.load_from(slot.z);
     x.load_from(slot.x);
     dy.load_from(slot.dy);
-    begin_copy(row + kStages * int64_t(gridDim.x), stage);
+    begin_copy(row + kRowStages * int64_t(gridDim.x), stage);
     float totals[2] = {0, 0};
 #pragma unroll
     for (int i = 0; i < kRowValues; ++i)
@@ -263,12 +261,6 @@ void dispatch(DType dtype, GateOrder gate, Body&& body) {
   });
 }
 
-// Whether groups of W columns of all these tensors can be held in registers, read by 16 bytes.
-template <class T, class... View>
-bool in_tiles(int64_t W, const View&... view) {
-  return W <= kMaxRowWidth && W % kPieceWidth<T> == 0 && in_pieces<kPieceWidth<T>>(view...);
-}
-
 }  // namespace
 
 void gated_rms_norm_forward(const Context& ctx, const GatedRmsNormForward& args) {
@@ -284,7 +276,8 @@ void gated_rms_norm_forward(const Context& ctx, const GatedRmsNormForward& args)
                                  .rows = args.x.rows(),
                                  .W = int(W),
                                  .eps = float(args.eps)};
-    const bool tiled = in_tiles<T>(W, args.x, args.z, args.weight, args.y);
+    const bool tiled = holds_rows(W, sizeof(T), 0) &&
+                       in_pieces<kPieceWidth<T>>(args.x, args.z, args.weight, args.y);
     const int64_t blocks =
         std::min(rows.rows, std::max<int64_t>(1, row_blocks(W, kForwardWarps) / args.groups));
     launch(
@@ -318,17 +311,17 @@ void gated_rms_norm_backward(const Context& ctx, const GatedRmsNormBackward& arg
                                   .rows = blocks.rows,
                                   .W = int(W),
                                   .eps = float(args.eps)};
-    const int64_t staging = kStages * kRowValues * row_threads(W) * BackwardSlot<T>::kBytes;
-    const bool tiled =
-        staging <= kMaxStaging &&
-        in_tiles<T>(W, args.dy, args.x, args.z, args.weight, args.dx, args.dz, partial_dweight);
-    launch(ctx, "gated_rms_norm_backward",
-           {.blocks = {unsigned(blocks.count), unsigned(args.groups)},
-            .threads = unsigned(row_threads(W)),
-            .shared_bytes = tiled ? sizeof(RowSums<2>) + staging : 0},
-           tiled ? gated_rms_norm_backward_kernel<T, kGate>
-                 : gated_rms_norm_backward_plain_kernel<T, kGate>,
-           rows);
+    const bool tiled = gated_norm_holds(args.x.dtype, W) &&
+                       in_pieces<kPieceWidth<T>>(args.dy, args.x, args.z, args.weight, args.dx,
+                                                 args.dz, partial_dweight);
+    launch(
+        ctx, "gated_rms_norm_backward",
+        {.blocks = {unsigned(blocks.count), unsigned(args.groups)},
+         .threads = unsigned(row_threads(W)),
+         .shared_bytes = tiled ? sizeof(RowSums<2>) + row_staging(W, BackwardSlot<T>::kBytes) : 0},
+        tiled ? gated_rms_norm_backward_kernel<T, kGate>
+              : gated_rms_norm_backward_plain_kernel<T, kGate>,
+        rows);
   });
   add_column_sums(ctx, "gated_rms_norm_backward", partial_dweight.as<float>(), blocks.count, E,
                   args.dweight.as<float>());

@@ -1,6 +1,10 @@
 #include "kernels/gemm/gemm.h"
 
+#include <algorithm>
+
 #include "kernels/core/dispatch.h"
+#include "kernels/core/packs.h"
+#include "kernels/core/plain_path.h"
 #include "kernels/gemm/gemm_cpu.h"
 #include "kernels/gemm/gemm_cuda.h"
 
@@ -147,6 +151,18 @@ void grouped_gemm_weight(const Context& ctx, const GroupedGemmWeight& args) {
   }
   expect_offsets(args.offsets, rows);
   dispatch_float(dtype, [&]<class T>() { cpu::grouped_gemm_weight<T>(args); });
+}
+
+std::string describe_products(Device device, DType dtype, std::initializer_list<int64_t> widths) {
+  if (device.is_cpu() || dtype != DType::bf16) return "";
+  // The three products of 2052 or 2050 to 8192 columns, and of 2049, beside 2048.
+  constexpr double kEvenRows = 2.9, kOddRows = 5.5;
+  const auto least = std::min_element(widths.begin(), widths.end(),
+                                      [](int64_t a, int64_t b) { return (a & -a) < (b & -b); });
+  if (whole_packs(*least, dtype)) return "";
+  const double factor = *least % 2 == 0 ? kEvenRows : kOddRows;
+  return concat("products of rows of ", *least, " elements take ", times_as_long(factor),
+                " as of multiples of 8");
 }
 
 }  // namespace sluice

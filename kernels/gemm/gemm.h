@@ -25,6 +25,9 @@
 // C's dtype, or in our own kernels.
 #pragma once
 
+#include <initializer_list>
+#include <string>
+
 #include "kernels/core/context.h"
 
 namespace sluice {
@@ -40,6 +43,11 @@ struct Gemm {
   double beta = 0;  // 0 overwrites C, whatever it held (NaN included)
 };
 void gemm(const Context& ctx, const Gemm& args);
+
+// What keeps products whose operands and results have rows of such widths, or so many elements
+// apart, from a device's fast algorithms, for a log: those move 16 bytes at a time, and take rows
+// that end within such a piece no better than rows that begin within one. Empty: nothing.
+std::string describe_products(Device device, DType dtype, std::initializer_list<int64_t> widths);
 
 // Experts: C[rows of e] = A[rows of e] op(weights[e]) + beta C. Rows from offsets[X] on are left
 // alone. Offsets are where the operands are: only the CPU checks them.

@@ -13,6 +13,8 @@
 // X experts, D model, F hidden width, U = 2F with a gate, else F
 #pragma once
 
+#include <string>
+
 #include "kernels/activation/activation.h"
 #include "kernels/core/context.h"
 
@@ -38,5 +40,8 @@ struct GroupedDownBackward {
   TensorView hidden = {};        // (rows, F), overwritten
 };
 void grouped_down_backward(const Context& ctx, const GroupedDownBackward& args);
+
+// What keeps grouped products of experts from a device's tensor cores, for a log. Empty: nothing.
+std::string describe_experts(Device device, DType dtype, int64_t D, int64_t F);
 
 }  // namespace sluice

@@ -1,6 +1,7 @@
 // What the grouped kernels on tensor cores are given, and which tile of it a block makes.
 #pragma once
 
+#include "kernels/core/packs.h"
 #include "kernels/device/dispatch.cuh"
 #include "kernels/gemm/gemm.h"
 #include "kernels/gemm/groups.cuh"
@@ -131,12 +132,5 @@ struct GroupedTiles {
     return tile;
   }
 };
-
-// Rows of whole, aligned 16 bytes.
-inline bool in_packs(const ConstTensorView& view) {
-  const int64_t width = int64_t(size_of(view.dtype));
-  return reinterpret_cast<uintptr_t>(view.data) % 16 == 0 && view.row_stride * width % 16 == 0 &&
-         view.row_size() * width % 16 == 0;
-}
 
 }  // namespace sluice::cuda

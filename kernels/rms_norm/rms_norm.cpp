@@ -1,6 +1,8 @@
 #include "kernels/rms_norm/rms_norm.h"
 
 #include "kernels/core/dispatch.h"
+#include "kernels/core/packs.h"
+#include "kernels/core/plain_path.h"
 #include "kernels/core/row_blocks.h"
 #include "kernels/rms_norm/rms_norm_cpu.h"
 #include "kernels/rms_norm/rms_norm_cuda.h"
@@ -66,6 +68,19 @@ void rms_norm_backward(const Context& ctx, const RmsNormBackward& args) {
     fail_no_cuda("rms_norm_backward");
   }
   dispatch_float(dtype, [&]<class T>() { cpu::rms_norm_backward<T>(args, partial); });
+}
+
+std::string describe_norm(Device device, DType residual, DType dtype, int64_t D,
+                          std::initializer_list<int64_t> apart) {
+  if (device.is_cpu() || dtype != DType::bf16) return "";
+  const bool holds = cuda::rms_norm_holds(residual, dtype, D);
+  if (holds && whole_packs(apart, dtype)) return "";
+  constexpr double kPlain = 4, kPlainMixed = 2.6;  // D 2050 beside 2048, and 8200 beside 8192
+  return on_plain_kernels(
+      concat("the norm of ", D, holds ? " columns within others" : " columns", " runs"),
+      residual == dtype ? kPlain : kPlainMixed,
+      concat("multiples of 8 up to ", cuda::kMaxRowWidth,
+             holds ? " that begin at multiples of 8" : ""));
 }
 
 }  // namespace sluice

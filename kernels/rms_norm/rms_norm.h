@@ -14,6 +14,9 @@
 // are bf16. Weight, rstd and dweight are statistics always.
 #pragma once
 
+#include <initializer_list>
+#include <string>
+
 #include "kernels/core/context.h"
 
 namespace sluice {
@@ -42,5 +45,10 @@ struct RmsNormBackward {
   TensorView dweight = {};      // (D), accumulated; given exactly when weight is
 };
 void rms_norm_backward(const Context& ctx, const RmsNormBackward& args);
+
+// What keeps rows of D from a device's fast kernels, for a log. Empty: nothing. `apart`: of rows
+// that are slices of wider ones, elements from one to the next, and before the slice.
+std::string describe_norm(Device device, DType residual, DType dtype, int64_t D,
+                          std::initializer_list<int64_t> apart = {});
 
 }  // namespace sluice

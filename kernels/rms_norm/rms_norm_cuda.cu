@@ -112,8 +112,6 @@ struct BackwardRows {
   int D;
 };
 
-constexpr int kStages = 2;  // rows of a block on their way
-
 // A row in shared memory.
 template <class R, class T>
 struct BackwardSlot {
@@ -121,7 +119,7 @@ struct BackwardSlot {
   R* sum;
   R* dsum;
 
-  static constexpr int64_t kBytes = sizeof(T) + 2 * sizeof(R);  // a column
+  static constexpr int64_t kBytes = staged_bytes(sizeof(R), sizeof(T));
   __device__ BackwardSlot(char* staging, int slot) {
     const int columns = kRowValues * blockDim.x;
     char* const begin = staging + slot * columns * int(kBytes);
@@ -131,7 +129,7 @@ struct BackwardSlot {
   }
 };
 
-// Shared memory: the sums' rooms, and kStages rows of dy, sum, dsum, which arrive while the rows
+// Shared memory: the sums' rooms, and kRowStages rows of dy, sum, dsum, which arrive while the rows
 // before are worked on.
 template <class R, class T>
 __global__ void __launch_bounds__(kMaxRowThreads) rms_norm_backward_kernel(BackwardRows<R, T> a) {
@@ -150,7 +148,7 @@ __global__ void __launch_bounds__(kMaxRowThreads) rms_norm_backward_kernel(Backw
     }
     commit_copies();
   };
-  for (int stage = 0; stage < kStages; ++stage)
+  for (int stage = 0; stage < kRowStages; ++stage)
     begin_copy(blockIdx.x + stage * int64_t(gridDim.x), stage);
   RowTile<float, kWidth> weight, dweight;
   dweight.fill(0);
@@ -162,9 +160,9 @@ __global__ void __launch_bounds__(kMaxRowThreads) rms_norm_backward_kernel(Backw
   int turn = 0;
   for (int64_t row = blockIdx.x; row < a.rows; row += gridDim.x, ++turn) {
     const float rstd = a.rstd[row];
-    const int stage = turn % kStages;
+    const int stage = turn % kRowStages;
     const BackwardSlot<R, T> slot(staging, stage);
-    wait_copies<kStages - 1>();
+    wait_copies<kRowStages - 1>();
     TileT dy;
     TileR sum, dx;
     dy.load_from(slot.dy);
@@ -174,7 +172,7 @@ __global__ void __launch_bounds__(kMaxRowThreads) rms_norm_backward_kernel(Backw
     } else {
       dx.fill(0);
     }
-    begin_copy(row + kStages * int64_t(gridDim.x), stage);
+    begin_copy(row + kRowStages * int64_t(gridDim.x), stage);
     float dot[1] = {0};
 #pragma unroll
     for (int i = 0; i < kRowValues; ++i) dot[0] += weight[i] * dy[i] * sum[i];
@@ -250,8 +248,9 @@ void rms_norm_forward(const Context& ctx, const RmsNormForward& args) {
                                     .rows = args.x.rows(),
                                     .D = int(D),
                                     .eps = float(args.eps)};
-    const bool tiled = D <= kMaxRowWidth && in_pieces<kPieceWidth<R, T>>(
-                                                args.x, args.delta, args.weight, args.sum, args.y);
+    const bool tiled =
+        holds_rows(D, std::max(sizeof(R), sizeof(T)), 0) &&
+        in_pieces<kPieceWidth<R, T>>(args.x, args.delta, args.weight, args.sum, args.y);
     const int64_t blocks = std::min(rows.rows, row_blocks(D, kForwardWarps));
     launch(ctx, "rms_norm_forward",
            {.blocks = unsigned(blocks), .threads = unsigned(row_threads(D))},
@@ -281,14 +280,14 @@ void rms_norm_backward(const Context& ctx, const RmsNormBackward& args,
         .dx_rounded_stride = args.dx_rounded.row_stride,
         .rows = blocks.rows,
         .D = int(D)};
-    const int64_t staging = kStages * kRowValues * row_threads(D) * BackwardSlot<R, T>::kBytes;
-    const bool tiled = D <= kMaxRowWidth && staging <= kMaxStaging &&
+    const bool tiled = rms_norm_holds(args.sum.dtype, args.dy.dtype, D) &&
                        in_pieces<kPieceWidth<R, T>>(args.dy, args.sum, args.dsum, args.weight,
                                                     args.dx, args.dx_rounded);
     launch(ctx, "rms_norm_backward",
            {.blocks = unsigned(blocks.count),
             .threads = unsigned(row_threads(D)),
-            .shared_bytes = tiled ? sizeof(RowSums<1>) + staging : 0},
+            .shared_bytes =
+                tiled ? sizeof(RowSums<1>) + row_staging(D, BackwardSlot<R, T>::kBytes) : 0},
            tiled ? rms_norm_backward_kernel<R, T> : rms_norm_backward_plain_kernel<R, T>, rows);
   });
   if (args.dweight) {

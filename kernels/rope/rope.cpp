@@ -1,6 +1,7 @@
 #include "kernels/rope/rope.h"
 
 #include "kernels/core/dispatch.h"
+#include "kernels/core/plain_path.h"
 #include "kernels/rope/rope_cpu.h"
 #include "kernels/rope/rope_cuda.h"
 
@@ -28,5 +29,14 @@ void rotate(const char* name, const Context& ctx, const Rope& args, int directio
 void rope_forward(const Context& ctx, const Rope& args) { rotate("rope_forward", ctx, args, 1); }
 
 void rope_backward(const Context& ctx, const Rope& args) { rotate("rope_backward", ctx, args, -1); }
+
+std::string describe_rope(Device device, DType dtype, int64_t head_dim, int64_t rotary_dims) {
+  if (device.is_cpu() || dtype != DType::bf16) return "";
+  if (rotary_dims == 0 || cuda::rope_in_packs(dtype, head_dim, rotary_dims)) return "";
+  constexpr double kPlain = 2.3;  // head_dim 124 beside 128, all of it rotated
+  return on_plain_kernels(
+      concat("the rotation of ", rotary_dims, " columns of heads of ", head_dim, " runs"), kPlain,
+      "head dims in multiples of 8, rotated columns of 16");
+}
 
 }  // namespace sluice

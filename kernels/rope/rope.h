@@ -6,6 +6,8 @@
 // computed in double.
 #pragma once
 
+#include <string>
+
 #include "kernels/core/context.h"
 
 namespace sluice {
@@ -18,5 +20,8 @@ struct Rope {
 };
 void rope_forward(const Context& ctx, const Rope& args);
 void rope_backward(const Context& ctx, const Rope& args);  // x is the gradient
+
+// What keeps heads from a device's fast kernel, for a log. Empty: nothing.
+std::string describe_rope(Device device, DType dtype, int64_t head_dim, int64_t rotary_dims);
 
 }  // namespace sluice

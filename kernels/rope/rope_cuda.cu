@@ -67,11 +67,8 @@ __global__ void __launch_bounds__(kThreads) rope_kernel(RopeParams<T> p) {
   }
 }
 
-template <class T>
-bool takes_packs(const RopeParams<T>& p) {
-  constexpr int kWidth = Pack<T>::kWidth;
-  return p.half % kWidth == 0 && p.head_dim % kWidth == 0 && p.stride % kWidth == 0 &&
-         reinterpret_cast<uintptr_t>(p.x) % sizeof(Pack<T>) == 0;
+bool takes_packs(const Rope& args) {
+  return rope_in_packs(args.x.dtype, args.x.dim(3), args.rotary_dims) && in_packs(args.x);
 }
 
 }  // namespace
@@ -94,7 +91,7 @@ void rope(const Context& ctx, const Rope& args, int direction) {
                     .threads = kThreads,
                     .shared_bytes = params.half * (sizeof(double) + kTokens * sizeof(float2))};
     launch(ctx, "rope", grid,
-           takes_packs(params) ? rope_kernel<T, Pack<T>::kWidth> : rope_kernel<T, 1>, params);
+           takes_packs(args) ? rope_kernel<T, Pack<T>::kWidth> : rope_kernel<T, 1>, params);
   });
 }
 

@@ -123,7 +123,8 @@ struct SelectiveScanStep {
 };
 void selective_scan_step(const Context& ctx, const SelectiveScanStep& args);
 
-// What a scan over N states costs more than need be on a device, for a log. Empty: nothing.
-std::string describe_scan(Device device, int64_t N);
+// What a scan of E channels and N states costs more than need be on a device, for a log. Empty:
+// nothing. first: of B, in rows that hold C next to it.
+std::string describe_scan(Device device, DType dtype, int64_t E, int64_t N, int64_t first);
 
 }  // namespace sluice

@@ -342,7 +342,7 @@ void backward(const Context& ctx, const SelectiveScanBackward& args,
     const bool wide = scan_rows_wide(dims[2], args.u, args.delta, args.z, args.dy, args.du,
                                      args.ddelta, args.dz, args.y);
     const bool wide_BC = in.has_wide_states(first) && scan_rows_wide(0, args.B, args.C);
-    const bool all_wide = wide && wide_BC && in.wide && in.N == kStates;
+    const bool all_wide = scan_moves_packs(dims[2], in.N) && wide && wide_BC && in.wide;
     const auto kernel = all_wide ? backward_kernel<T, true> : backward_kernel<T, false>;
     launch(ctx, "selective_scan_backward", in.grid(kChannelThreads, shared_bytes<T>(in.width)),
            kernel, in,

@@ -199,7 +199,7 @@ void forward(const Context& ctx, const SelectiveScanForward& args, const ConstTe
     in.check_wide(initial), in.check_wide(args.span_states), in.check_wide(args.final_state);
     const bool wide = scan_rows_wide(dims[2], args.u, args.delta, args.z, args.y);
     const bool wide_BC = in.has_wide_states(first) && scan_rows_wide(0, args.B, args.C);
-    const bool all_wide = wide && wide_BC && in.wide && in.N == kStates;
+    const bool all_wide = scan_moves_packs(dims[2], in.N) && wide && wide_BC && in.wide;
     const auto kernel = all_wide ? forward_kernel<T, true> : forward_kernel<T, false>;
     launch(ctx, "selective_scan_forward", in.grid(kChannelThreads), kernel, in,
            ForwardOutput<T>{.y = args.y,

@@ -12,6 +12,8 @@ namespace sluice::cuda {
 inline constexpr int64_t kScanStates = 16;       // of a channel; more take several passes
 inline constexpr int64_t kScanProcessors = 132;  // of an H100: what work is cut for
 
+// Whether all rows move by 16 bytes, if they are aligned to them.
+constexpr bool scan_moves_packs(int64_t E, int64_t N) { return E % 8 == 0 && N == kScanStates; }
 constexpr int64_t scan_state_blocks(int64_t N) { return (N + kScanStates - 1) / kScanStates; }
 
 // Pieces into which the spans of a row are cut where rows and channels alone would leave most of

@@ -3,6 +3,8 @@
 #include <limits>
 
 #include "kernels/core/dispatch.h"
+#include "kernels/core/packs.h"
+#include "kernels/core/plain_path.h"
 #include "kernels/token_permute/token_permute_cpu.h"
 #include "kernels/token_permute/token_permute_cuda.h"
 
@@ -113,6 +115,12 @@ void token_unpermute_backward(const Context& ctx, const TokenUnpermuteBackward& 
     fail_no_cuda("token_unpermute_backward");
   }
   dispatch_float(dtype, [&]<class Float>() { cpu::token_unpermute_backward<Float>(args); });
+}
+
+std::string describe_permutation(Device device, DType dtype, int64_t D) {
+  if (device.is_cpu() || dtype != DType::bf16 || whole_packs(D, dtype)) return "";
+  constexpr double kPlain = 2;  // D 2052 beside 2048
+  return on_plain_kernels(concat("rows of ", D, " go to experts"), kPlain, "multiples of 8");
 }
 
 }  // namespace sluice

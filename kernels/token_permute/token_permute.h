@@ -16,6 +16,8 @@
 // B batch, T tokens on this rank, k choices of a token, X experts, D model
 #pragma once
 
+#include <string>
+
 #include "kernels/core/context.h"
 
 namespace sluice {
@@ -63,5 +65,8 @@ struct TokenUnpermuteBackward {
   TensorView dweights = {};      // (B, T, k) statistics, overwritten; 0 where dropped
 };
 void token_unpermute_backward(const Context& ctx, const TokenUnpermuteBackward& args);
+
+// What keeps rows of D from a device's fast kernels, for a log. Empty: nothing.
+std::string describe_permutation(Device device, DType dtype, int64_t D);
 
 }  // namespace sluice

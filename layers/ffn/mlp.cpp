@@ -3,6 +3,8 @@
 
 #include <cmath>
 
+#include "kernels/core/plain_path.h"
+#include "kernels/gemm/gemm.h"
 #include "kernels/gemm/grouped_ffn.h"
 
 namespace sluice {
@@ -96,6 +98,11 @@ void Mlp::step(const Context& ctx, const LayerStep& io) const {
   const TensorView hidden = ctx.scratch->alloc({B, F_}, io.x.dtype);
   project_up(ctx, io.x, up, hidden);
   down_.forward(ctx, hidden, io.y);
+}
+
+std::string Mlp::describe_kernels(int64_t, int64_t) const {
+  return joined(describe_products(store_.device(), store_.dtype(), {D_, F_}),
+                describe_activation(store_.device(), store_.dtype(), F_));
 }
 
 double Mlp::flops_per_token(int64_t) const { return 2.0 * D_ * (up_width_ + F_); }

@@ -40,6 +40,7 @@ class Mlp final : public Layer {
   std::vector<StateTensor> state_spec(int64_t rows, int64_t max_tokens) const override;
   void step(const Context& ctx, const LayerStep& io) const override;
   double flops_per_token(int64_t row_tokens) const override;
+  std::string describe_kernels(int64_t rows, int64_t row_tokens) const override;
 
  private:
   struct SavedTensors;

@@ -8,8 +8,10 @@
 #include "kernels/core/device_memory.h"
 #include "kernels/core/dispatch.h"
 #include "kernels/core/host_copy.h"
+#include "kernels/core/plain_path.h"
 #include "kernels/elementwise/elementwise.h"
 #include "kernels/gemm/gemm.h"
+#include "kernels/gemm/grouped_ffn.h"
 #include "kernels/token_permute/token_permute.h"
 #include "layers/initializers.h"
 #include "layers/received.h"
@@ -403,6 +405,15 @@ void Moe::end_step(const Context& ctx, const StepStatistics& statistics) const {
     copy_bytes(moves.data, ctx.device, host.data(), kCpu, X_ * sizeof(T), ctx.stream);
   });
   add(ctx, moves, bias);
+}
+
+std::string Moe::describe_kernels(int64_t rows, int64_t row_tokens) const {
+  const Device device = store_.device();
+  const DType dtype = store_.dtype();
+  const int64_t F = experts_->hidden();
+  return joined(describe_products(device, dtype, {D_}), describe_permutation(device, dtype, D_),
+                describe_experts(device, dtype, D_, F), describe_activation(device, dtype, F),
+                shared_ ? shared_->describe_kernels(rows, row_tokens) : "");
 }
 
 double Moe::flops_per_token(int64_t row_tokens) const {

@@ -94,6 +94,7 @@ class Moe final : public Layer {
   void end_step(const Context& ctx, const StepStatistics& statistics) const override;
   int64_t num_experts() const override { return X_; }
   double flops_per_token(int64_t row_tokens) const override;
+  std::string describe_kernels(int64_t rows, int64_t row_tokens) const override;
 
  private:
   static constexpr int64_t kDropless = 0;  // a capacity

@@ -9,7 +9,9 @@
 
 #include "kernels/attention/attention.h"
 #include "kernels/core/device_memory.h"
+#include "kernels/core/plain_path.h"
 #include "kernels/elementwise/elementwise.h"
+#include "kernels/gemm/gemm.h"
 #include "kernels/rope/rope.h"
 
 namespace sluice {
@@ -166,7 +168,11 @@ void Attention::step(const Context& ctx, const LayerStep& io) const {
 }
 
 std::string Attention::describe_kernels(int64_t rows, int64_t row_tokens) const {
-  return scores_->describe_kernels(store_.device(), store_.dtype(), rows, row_tokens);
+  const Device device = store_.device();
+  const DType dtype = store_.dtype();
+  return joined(describe_products(device, dtype, {D_, shape_.Hq * shape_.hd, shape_.columns()}),
+                describe_rope(device, dtype, shape_.hd, rotary_),
+                scores_->describe_kernels(device, dtype, rows, row_tokens));
 }
 
 // Projections, then scores and values over the visible keys: half of the row, or the window.

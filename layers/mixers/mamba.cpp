@@ -7,6 +7,8 @@
 #include <cmath>
 
 #include "kernels/causal_conv1d/causal_conv1d.h"
+#include "kernels/core/plain_path.h"
+#include "kernels/gemm/gemm.h"
 #include "kernels/rms_norm/rms_norm.h"
 #include "kernels/selective_scan/selective_scan.h"
 
@@ -367,7 +369,17 @@ void Mamba::step(const Context& ctx, const LayerStep& io) const {
 }
 
 std::string Mamba::describe_kernels(int64_t, int64_t) const {
-  return joined(describe_convolution(store_.device(), E_, K_), describe_scan(store_.device(), N_));
+  const Device device = store_.device();
+  const DType dtype = store_.dtype();
+  const int64_t z_part = recurrence_.ranks() > 1 ? E_ / 2 : E_;
+  std::string norms;
+  if (config_.inner_norm != InnerNorm::none) {
+    for (const int64_t width : {R_, N_})
+      norms = joined(norms, describe_norm(device, dtype, dtype, width, {R_, N_}));
+  }
+  return joined(describe_products(device, dtype, {D_, z_part, R_, R_ + 2 * N_}),
+                describe_convolution(device, E_, K_, 0), norms,
+                describe_scan(device, dtype, E_, N_, R_));
 }
 
 // Projections, then the scan by the customary count of 7 E N.

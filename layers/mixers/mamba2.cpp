@@ -9,12 +9,13 @@
 #include "kernels/causal_conv1d/causal_conv1d.h"
 #include "kernels/chunk_cumsum/chunk_cumsum.h"
 #include "kernels/chunk_scan/chunk_scan.h"
-#include "kernels/chunk_scan/chunk_scan_cuda.h"
 #include "kernels/chunk_scan/ssd_backward.h"
 #include "kernels/chunk_scan/ssd_forward.h"
 #include "kernels/chunk_state/entering_states.h"
 #include "kernels/core/chunks.h"
+#include "kernels/core/plain_path.h"
 #include "kernels/elementwise/elementwise.h"
+#include "kernels/gemm/gemm.h"
 #include "kernels/ssd_step/ssd_step.h"
 
 namespace sluice {
@@ -103,7 +104,7 @@ Mamba2::Mamba2(const LayerBuild& build, const Config& config)
 Mamba2::Chunked Mamba2::allocate_chunked(const Context& ctx, int64_t B, int64_t T,
                                          DType dtype) const {
   Arena& scratch = *ctx.scratch;
-  return {.chunk = chunk_to_take(ctx, dtype, P_, N_, config_.chunk),
+  return {.chunk = chunk_to_take(ctx.device, dtype, P_, N_, config_.chunk),
           .xbc = scratch.alloc({B, T, C_}, dtype),
           .dt = scratch.alloc({B, T, H_}, stat_dtype(dtype)),
           .cum = scratch.alloc({B, T, H_}, stat_dtype(dtype))};
@@ -348,20 +349,16 @@ void Mamba2::step(const Context& ctx, const LayerStep& io) const {
   out_proj_.forward(ctx, normed, io.y);
 }
 
-std::string Mamba2::describe_kernels(int64_t rows, int64_t row_tokens) const {
-  const std::string convolution = describe_convolution(store_.device(), C_, K_);
-  if (store_.device().is_cpu() || store_.dtype() != DType::bf16) return convolution;
-  const auto shape = [&](int64_t heads, int64_t width) {
-    return ConstTensorView(nullptr, {rows, row_tokens, heads, width}, store_.dtype(),
-                           store_.device());
-  };
-  if (cuda::tensor_cores_take(shape(H_, P_), shape(G_, N_), config_.chunk)) return convolution;
+std::string Mamba2::describe_kernels(int64_t, int64_t row_tokens) const {
+  const Device device = store_.device();
+  const DType dtype = store_.dtype();
+  const int64_t ranks = recurrence_.ranks(), projected = C_ + H_ + (ranks > 1 ? 0 : E_);
+  const int64_t chunk = chunk_to_take(device, dtype, P_, N_, config_.chunk);
   return joined(
-      convolution,
-      fmt::format(
-          "head_dim {}, state_dim {} and chunk {} run on plain kernels; those on tensor cores take "
-          "head_dim 64, state_dim 64 or 128 and chunk up to 256",
-          P_, N_, config_.chunk));
+      describe_products(device, dtype, {D_, E_, projected}),
+      describe_convolution(device, C_, K_, E_),
+      describe_ssd(device, dtype, {.P = P_, .N = N_, .chunk = chunk, .T = row_tokens / ranks}),
+      describe_gated_norm(device, dtype, E_ / G_));
 }
 
 // Projections, then the scan by the customary count of 7 E N.

@@ -231,12 +231,13 @@ TEST(Plan, NamesWhatAGpuRunsWith) {
   AttentionConfig& attention = std::get<AttentionConfig>(tiny.config.model.sections);
   attention.heads = 1;
   attention.head_dim = 12;
+  tiny.config.model.vocab_size = 264;
   std::get<Mamba2Config>(tiny.config.model.sections).chunk = 512;
   const Plan plan = make_plan(tiny.config, 1);
   ASSERT_EQ(plan.kernels.size(), 2u);
-  EXPECT_NE(plan.kernels[0].find("chunk 512 run on plain kernels"), std::string::npos)
+  EXPECT_NE(plan.kernels[0].find("chunk 512 runs on plain kernels, about "), std::string::npos)
       << plan.kernels[0];
-  EXPECT_NE(plan.kernels[1].find("head_dim 12 runs on plain kernels"), std::string::npos)
+  EXPECT_NE(plan.kernels[1].find("head_dim 12 runs on plain kernels, about "), std::string::npos)
       << plan.kernels[1];
   EXPECT_NE(describe(plan).find(plan.kernels[1]), std::string::npos);
   EXPECT_EQ(to_json(plan).at("kernels").size(), 2u);
@@ -252,8 +253,8 @@ TEST(Plan, NamesConvolutionsAndScansThatMissTheFastKernels) {
   std::get<Mamba2Config>(tiny.config.model.sections).conv_width = 5;
   const Plan plan = make_plan(tiny.config, 1);
   ASSERT_EQ(plan.kernels.size(), 2u);
-  for (const char* text :
-       {"mamba: ", " over 3 tokens runs on plain kernels", "; state_dim 40", "in 3 passes"}) {
+  for (const char* text : {"branch 0 (mamba): ", " over 3 tokens runs on plain kernels",
+                           "; state_dim 40", "in 3 passes"}) {
     EXPECT_NE(plan.kernels[0].find(text), std::string::npos) << plan.kernels[0];
   }
   EXPECT_NE(plan.kernels[1].find(" over 5 tokens runs on plain kernels"), std::string::npos)
@@ -330,6 +331,45 @@ TEST(Plan, ProposesTheOrderOfARunWhereTheTreeDoesNotFit) {
   const Plan run = make_plan(tiny.config, 1);
   tiny.config.train.reproducible = Reproducible::layout;
   EXPECT_EQ(make_plan(tiny.config, 1, run.memory()).remedy, "train.reproducible=run");
+}
+
+// Rows that do not move by 16 bytes cost time in every branch; the branches are told apart.
+TEST(Plan, NamesWhatOddWidthsCost) {
+  TinyRun tiny("ME*-MM");
+  tiny.config.device = DeviceChoice::cuda;
+  tiny.config.precision = Precision::bf16;
+  ModelConfig& model = tiny.config.model;
+  std::get<Mamba2Config>(model.sections) = {.head_dim = 64, .state_dim = 128};
+  std::get<MlpConfig>(model.sections).hidden = 24;
+  std::get<MoeConfig>(model.sections).hidden = 16;
+  model.d_model = 64;
+  model.vocab_size = 264;
+  std::get<Mamba2Config>(model.sections).expand = 8;  // heads in a multiple of 8
+  EXPECT_TRUE(make_plan(tiny.config, 1).kernels.empty());
+  model.vocab_size = 257;
+  EXPECT_NE(make_plan(tiny.config, 1).kernels.at(0).find("rows of 257 elements"),
+            std::string::npos);
+  model.vocab_size = 264;
+  std::get<MlpConfig>(model.sections).hidden = 23;
+  std::get<MoeConfig>(model.sections).hidden = 17;
+  std::vector<std::string> lines = make_plan(tiny.config, 1).kernels;
+  ASSERT_EQ(lines.size(), 2u);
+  for (const char* text : {"branch 1 (moe): ", "experts of 64 to 17 run", "times as long"})
+    EXPECT_NE(lines[0].find(text), std::string::npos) << lines[0];
+  for (const char* text : {"branch 3 (mlp): ", "rows of 23 elements", "times as long"})
+    EXPECT_NE(lines[1].find(text), std::string::npos) << lines[1];
+  model.d_model = 62;
+  std::get<Mamba2Config>(model.sections).expand = 32;  // an inner width of 31 heads
+  std::get<AttentionConfig>(model.sections).head_dim = 32;
+  lines = make_plan(tiny.config, 1).kernels;
+  ASSERT_EQ(lines.size(), 5u);
+  const char* const beginnings[] = {
+      "embedding, norms and head: ", "branches 0, 4-5 (mamba2): ", "branch 1 (moe): ",
+      "branch 2 (attention): ", "branch 3 (mlp): "};
+  for (size_t i = 0; i < lines.size(); ++i) {
+    EXPECT_EQ(lines[i].find(beginnings[i]), 0u) << lines[i];
+    EXPECT_NE(lines[i].find("times as long"), std::string::npos) << lines[i];
+  }
 }
 
 TEST(Plan, OneRankSendsNothing) {
