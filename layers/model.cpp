@@ -325,7 +325,7 @@ std::vector<std::string> Model::kernels(int64_t rows, int64_t row_tokens) const 
   std::vector<std::string> lines;
   const std::string own = joined(describe_embedding(device, dtype, D),
                                  describe_norm(device, residual_dtype(), dtype, D),
-                                 describe_products(device, dtype, {D, config_.vocab_size}));
+                                 describe_products(device, dtype, {D}));
   if (!own.empty()) lines.push_back("embedding, norms and head: " + own);
   std::vector<std::pair<std::string, std::vector<int64_t>>> told;  // by the branches
   for (size_t i = 0; i < branches_.size(); ++i) {

@@ -121,7 +121,8 @@ TEST_P(LinearXentGpuError, IsAtMostThatOfTheStraightforwardComputation) {
   check_errors(GetParam(), run_head, straightforward_head);
 }
 INSTANTIATE_TEST_SUITE_P(Shapes, LinearXentGpuError,
-                         testing::Values(HeadShape{96, 128, 512}, HeadShape{96, 67, 501}));
+                         testing::Values(HeadShape{96, 128, 512}, HeadShape{96, 128, 507},
+                                         HeadShape{96, 67, 501}));
 
 struct TableShape {
   int64_t T = 1, D = 1, V = 1;
