@@ -20,10 +20,14 @@ inline bool whole_packs(std::initializer_list<int64_t> widths, DType dtype) {
   return true;
 }
 
+// Rows that begin at packs.
+inline bool aligned_rows(const ConstTensorView& view) {
+  return reinterpret_cast<uintptr_t>(view.data) % kPackBytes == 0 &&
+         whole_packs(view.row_stride, view.dtype);
+}
 // Aligned rows of whole packs.
 inline bool in_packs(const ConstTensorView& view) {
-  return reinterpret_cast<uintptr_t>(view.data) % kPackBytes == 0 &&
-         whole_packs(view.row_stride, view.dtype) && whole_packs(view.row_size(), view.dtype);
+  return aligned_rows(view) && whole_packs(view.row_size(), view.dtype);
 }
 
 }  // namespace sluice

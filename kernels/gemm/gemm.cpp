@@ -1,6 +1,7 @@
 #include "kernels/gemm/gemm.h"
 
 #include <algorithm>
+#include <functional>
 
 #include "kernels/core/dispatch.h"
 #include "kernels/core/packs.h"
@@ -57,13 +58,74 @@ ConstTensorView in_bf16(const Context& ctx, const ConstTensorView& operand, int6
   return split;
 }
 
+// Parts of a product.
+Gemm rows_of_product(Gemm product, int64_t begin, int64_t count) {
+  product.a =
+      product.transpose_a ? product.a.columns(begin, {count}) : product.a.row_range(begin, count);
+  product.c = product.c.row_range(begin, count);
+  return product;
+}
+Gemm columns_of_product(Gemm product, int64_t begin, int64_t count) {
+  product.b =
+      product.transpose_b ? product.b.row_range(begin, count) : product.b.columns(begin, {count});
+  product.c = product.c.columns(begin, {count});
+  if (product.bias) product.bias = product.bias.columns(begin, {count});
+  return product;
+}
+Gemm terms_of_product(Gemm product, int64_t begin, int64_t count) {
+  product.a =
+      product.transpose_a ? product.a.row_range(begin, count) : product.a.columns(begin, {count});
+  product.b =
+      product.transpose_b ? product.b.columns(begin, {count}) : product.b.row_range(begin, count);
+  return product;
+}
+
+// cuBLASLt's fast kernels want rows that are whole packs of 16 bytes, in all three matrices; that
+// rows lie whole packs apart is not enough. A large product whose rows end within a pack, as those
+// of a vocabulary of 50257 words, is therefore one of whole packs and a rest: as long as of 50256
+// words, or a tenth longer, instead of 5 times.
+constexpr int64_t kPack = kPackBytes / int64_t(sizeof(bf16));
+constexpr int64_t kLeastToCut = int64_t{1} << 30;  // multiplications: some us, beside a launch
+
+void run_in_packs(const Gemm& product, const std::function<void(const Gemm&)>& run) {
+  const auto cut = [](int64_t size) { return size > kPack ? size / kPack * kPack : size; };
+  const int64_t M = product.c.dim(0), N = product.c.dim(1);
+  const int64_t K = product.a.dim(product.transpose_a ? 0 : 1);
+  if (const int64_t whole = cut(N); whole < N) {
+    run_in_packs(columns_of_product(product, 0, whole), run);
+    run_in_packs(columns_of_product(product, whole, N - whole), run);
+  } else if (const int64_t whole = cut(M); product.transpose_a && whole < M) {
+    run_in_packs(rows_of_product(product, 0, whole), run);
+    run_in_packs(rows_of_product(product, whole, M - whole), run);
+  } else if (const int64_t whole = cut(K);
+             (!product.transpose_a || product.transpose_b) && whole < K) {
+    // The few terms first: rounded to C's dtype they lose next to nothing of the sum.
+    Gemm few = terms_of_product(product, whole, K - whole);
+    Gemm most = terms_of_product(product, 0, whole);
+    few.bias = {}, most.beta = 1;
+    run_in_packs(few, run);
+    run_in_packs(most, run);
+  } else {
+    run(product);
+  }
+}
+
+bool worth_packs(const Gemm& product) {
+  const int64_t K = product.a.dim(product.transpose_a ? 0 : 1);
+  if (product.c.numel() * K < kLeastToCut || product.a.dtype != DType::bf16) return false;
+  return aligned_rows(product.a) && aligned_rows(product.b) && aligned_rows(product.c);
+}
+
 void gemm_on_gpu(const Context& ctx, const Gemm& args) {
   const ArenaScope scope(*ctx.scratch);
   const TensorView workspace = ctx.scratch->alloc({cuda::kGemmWorkspaceBytes}, DType::u8);
-  const auto product = [&](const Gemm& part) {
+  const auto product = [&](const Gemm& whole) {
     if (ctx.counting()) return;
-    if constexpr (kBuiltWithCuda) return cuda::gemm(ctx, part, workspace);
-    fail_no_cuda("gemm");
+    const auto run = [&](const Gemm& part) {
+      if constexpr (kBuiltWithCuda) return cuda::gemm(ctx, part, workspace);
+      fail_no_cuda("gemm");
+    };
+    worth_packs(whole) ? run_in_packs(whole, run) : run(whole);
   };
   const bool a_is_f32 = args.a.dtype == DType::f32, b_is_f32 = args.b.dtype == DType::f32;
   const int64_t K = args.a.dim(args.transpose_a ? 0 : 1);
@@ -155,8 +217,7 @@ void grouped_gemm_weight(const Context& ctx, const GroupedGemmWeight& args) {
 
 std::string describe_products(Device device, DType dtype, std::initializer_list<int64_t> widths) {
   if (device.is_cpu() || dtype != DType::bf16) return "";
-  // The three products of 2052 or 2050 to 8192 columns, and of 2049, beside 2048. (Of 2048 to 8196
-  // or 8194 and to 8193, with padded rows: 2.2 and 4.5.)
+  // The three products of 2052 or 2050 to 8192 columns, and of 2049, beside 2048.
   constexpr double kEvenRows = 2.9, kOddRows = 5.5;
   const auto least = std::min_element(widths.begin(), widths.end(),
                                       [](int64_t a, int64_t b) { return (a & -a) < (b & -b); });

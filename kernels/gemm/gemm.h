@@ -44,9 +44,10 @@ struct Gemm {
 };
 void gemm(const Context& ctx, const Gemm& args);
 
-// What keeps products whose operands and results have rows of such widths, or so many elements
-// apart, from a device's fast algorithms, for a log: those move 16 bytes at a time, and take rows
-// that end within such a piece no better than rows that begin within one. Empty: nothing.
+// What keeps products whose operands and results have rows that lie so many elements apart from a
+// device's fast algorithms, for a log: those move 16 bytes at a time, and rows that begin elsewhere
+// do without. (Rows that only end elsewhere, as those of padded activations, are cut there.) Empty:
+// nothing.
 std::string describe_products(Device device, DType dtype, std::initializer_list<int64_t> widths);
 
 // Experts: C[rows of e] = A[rows of e] op(weights[e]) + beta C. Rows from offsets[X] on are left

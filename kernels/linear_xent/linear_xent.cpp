@@ -1,10 +1,8 @@
 #include "kernels/linear_xent/linear_xent.h"
 
 #include <algorithm>
-#include <vector>
 
 #include "kernels/core/dispatch.h"
-#include "kernels/core/packs.h"
 #include "kernels/core/row_blocks.h"
 #include "kernels/gemm/gemm.h"
 #include "kernels/linear_xent/linear_xent_cpu.h"
@@ -82,56 +80,12 @@ void sum_losses(const Context& ctx, const LinearXentForwardBackward& args) {
   dispatch_float(args.losses.dtype, [&]<class T>() { sum = cpu::xent_loss_sum<T>(args.losses); });
 }
 
-struct Words {
-  int64_t begin = 0, count = 0;
-};
-// All, or on a GPU those beyond the last whole 16 bytes of logits apart: for 50257 the products of
-// all would take 4.8 times as long. They come first, so that the larger sum is rounded last.
-std::vector<Words> in_parts(const Context& ctx, DType dtype, int64_t V) {
-  const int64_t pack = kPackBytes / int64_t(size_of(dtype)), whole = V / pack * pack;
-  if (ctx.device.is_cpu() || dtype != DType::bf16 || whole == V || whole == 0) return {{0, V}};
-  return {{whole, V - whole}, {0, whole}};
-}
-
-// logits = x weight^T
-void project(const Context& ctx, const std::vector<Words>& parts, const ConstTensorView& x,
-             const ConstTensorView& weight, const TensorView& logits) {
-  for (const auto& [begin, count] : parts) {
-    gemm(ctx, {.a = x,
-               .b = weight.row_range(begin, count),
-               .c = logits.columns(begin, {count}),
-               .transpose_b = true});
-  }
-}
-
-// dx = dlogits weight;   dweight += dlogits^T x
-struct Projection {
-  ConstTensorView dlogits = {}, x = {}, weight = {};
-  TensorView dx = {}, dweight = {};
-};
-void project_back(const Context& ctx, const std::vector<Words>& parts, const Projection& p) {
-  for (size_t part = 0; part < parts.size(); ++part) {
-    const auto [begin, count] = parts[part];
-    const ConstTensorView dlogits = p.dlogits.columns(begin, {count});
-    gemm(ctx, {.a = dlogits,
-               .b = p.weight.row_range(begin, count),
-               .c = p.dx,
-               .beta = part == 0 ? 0.0 : 1.0});
-    gemm(ctx, {.a = dlogits,
-               .b = p.x,
-               .c = p.dweight.row_range(begin, count),
-               .transpose_a = true,
-               .beta = 1});
-  }
-}
-
 // The whole operator; without dhidden it is the forward alone.
 void run(const Context& ctx, const LinearXentForwardBackward& args) {
   check_arguments(ctx, args);
   const bool with_gradient = bool(args.dhidden);
   const int64_t V = args.weight.dim(0);
   const Chunks chunks(ctx, args);
-  const std::vector<Words> parts = in_parts(ctx, args.hidden.dtype, V);
   const ArenaScope scope(*ctx.scratch);
   const TensorView all_logits =
       ctx.scratch->alloc_padded_rows({std::min(chunks.size, chunks.tokens), V}, args.hidden.dtype);
@@ -143,7 +97,7 @@ void run(const Context& ctx, const LinearXentForwardBackward& args) {
     const int64_t count = chunks.end(chunk) - first;
     const ConstTensorView x = hidden.row_range(first, count);
     const TensorView logits = all_logits.row_range(0, count);
-    project(ctx, parts, x, args.weight, logits);
+    gemm(ctx, {.a = x, .b = args.weight, .c = logits, .transpose_b = true});
     rows_of_chunk(ctx, {.logits = logits,
                         .first = first,
                         .targets = args.targets,
@@ -153,12 +107,8 @@ void run(const Context& ctx, const LinearXentForwardBackward& args) {
                         .loss_scale = args.loss_scale,
                         .step_scale = args.step_scale});
     if (!with_gradient) continue;
-    project_back(ctx, parts,
-                 {.dlogits = logits,
-                  .x = x,
-                  .weight = args.weight,
-                  .dx = args.dhidden.matrix().row_range(first, count),
-                  .dweight = args.dweight});
+    gemm(ctx, {.a = logits, .b = args.weight, .c = args.dhidden.matrix().row_range(first, count)});
+    gemm(ctx, {.a = logits, .b = x, .c = args.dweight, .transpose_a = true, .beta = 1});
   }
   sum_losses(ctx, args);
 }

@@ -170,7 +170,7 @@ void Attention::step(const Context& ctx, const LayerStep& io) const {
 std::string Attention::describe_kernels(int64_t rows, int64_t row_tokens) const {
   const Device device = store_.device();
   const DType dtype = store_.dtype();
-  return joined(describe_products(device, dtype, {D_, shape_.Hq * shape_.hd, shape_.columns()}),
+  return joined(describe_products(device, dtype, {D_, shape_.Hq * shape_.hd}),
                 describe_rope(device, dtype, shape_.hd, rotary_),
                 scores_->describe_kernels(device, dtype, rows, row_tokens));
 }

@@ -352,11 +352,10 @@ void Mamba2::step(const Context& ctx, const LayerStep& io) const {
 std::string Mamba2::describe_kernels(int64_t, int64_t row_tokens) const {
   const Device device = store_.device();
   const DType dtype = store_.dtype();
-  const int64_t ranks = recurrence_.ranks(), projected = C_ + H_ + (ranks > 1 ? 0 : E_);
+  const int64_t ranks = recurrence_.ranks();
   const int64_t chunk = chunk_to_take(device, dtype, P_, N_, config_.chunk);
   return joined(
-      describe_products(device, dtype, {D_, E_, projected}),
-      describe_convolution(device, C_, K_, E_),
+      describe_products(device, dtype, {D_, E_}), describe_convolution(device, C_, K_, E_),
       describe_ssd(device, dtype, {.P = P_, .N = N_, .chunk = chunk, .T = row_tokens / ranks}),
       describe_gated_norm(device, dtype, E_ / G_));
 }

@@ -188,6 +188,42 @@ TEST(GemmGpuEdges, RouterGradientGoesToActivations) {
       kRoundedResult);
 }
 
+// Large products of rows that begin at 16 bytes and end elsewhere are cut into whole packs and a
+// rest. All orientations, into either dtype, with a bias or onto what is there.
+TEST(GemmGpuEdges, CutsRowsThatEndWithinAPack) {
+  constexpr GemmShape kShape{1030, 1037, 1029};
+  static_assert(kShape.m * kShape.n * kShape.k > int64_t{1} << 30);
+  const auto to_packs = [](int64_t size) { return (8 - size % 8) % 8; };
+  check_on_gpu(
+      [&](Side& side) {
+        const auto padded = [&](int64_t rows, int64_t columns) {
+          return side.normal({rows, columns}, 1, 0, to_packs(columns));
+        };
+        const auto [m, n, k] = kShape;
+        for (const int which : {0, 1, 2, 3}) {
+          const bool transpose_a = which & 1, transpose_b = which & 2;
+          const TensorView a = transpose_a ? padded(k, m) : padded(m, k);
+          const TensorView b = transpose_b ? padded(n, k) : padded(k, n);
+          gemm(side.ctx(),
+               {.a = a,
+                .b = b,
+                .c = side.output(concat("c ", which), {m, n}, side.dtype(), to_packs(n)),
+                .bias = side.stat_normal({n}),
+                .transpose_a = transpose_a,
+                .transpose_b = transpose_b});
+          gemm(side.ctx(), {.a = a,
+                            .b = b,
+                            .c = side.compare(concat("sum ", which),
+                                              side.stat_normal({m, n}, 1, 0, to_packs(n))),
+                            .transpose_a = transpose_a,
+                            .transpose_b = transpose_b,
+                            .alpha = 1.5,
+                            .beta = -0.5});
+        }
+      },
+      kRoundedResult);
+}
+
 // Projections of Mamba-2 130M: forward, data and weight gradient.
 TEST(GemmGpuEdges, Projection) {
   check_on_gpu(
