@@ -5,6 +5,7 @@
 #include "kernels/core/dispatch.h"
 #include "kernels/core/packs.h"
 #include "kernels/core/plain_path.h"
+#include "kernels/gemm/gemm.h"
 #include "kernels/token_permute/token_permute_cpu.h"
 #include "kernels/token_permute/token_permute_cuda.h"
 
@@ -20,6 +21,16 @@ void check_experts(const ConstTensorView& experts, int64_t X) {
                    " is outside [0, ", X, ")");
     }
   }
+}
+
+// dx without the router's part.
+void sum_choices(const Context& ctx, const TokenPermuteBackward& args) {
+  if (ctx.counting()) return;
+  if (ctx.device.is_cuda()) {
+    if constexpr (kBuiltWithCuda) return cuda::token_permute_backward(ctx, args);
+    fail_no_cuda("token_permute_backward");
+  }
+  dispatch_float(args.dx.dtype, [&]<class Float>() { cpu::token_permute_backward<Float>(args); });
 }
 
 }  // namespace
@@ -75,12 +86,16 @@ void token_permute_backward(const Context& ctx, const TokenPermuteBackward& args
   expect("slot", args.slot, {B, T, k}, DType::i32, ctx.device);
   expect("dx", args.dx, {B, T, D}, dtype, ctx.device);
   expect("drows", args.drows, {B * T * k, D}, dtype, ctx.device);
-  if (ctx.counting()) return;
-  if (ctx.device.is_cuda()) {
-    if constexpr (kBuiltWithCuda) return cuda::token_permute_backward(ctx, args);
-    fail_no_cuda("token_permute_backward");
+  if (!args.dlogits) return sum_choices(ctx, args);
+  const int64_t X = args.dlogits.row_size();
+  expect("dlogits", args.dlogits, {B, T, X}, stat_dtype(dtype), ctx.device);
+  expect("router", args.router, {X, D}, stat_dtype(dtype), ctx.device);
+  if (ctx.device.is_cuda() && dtype == DType::bf16 && X <= cuda::kMostRouted) {
+    if (ctx.counting()) return;
+    if constexpr (kBuiltWithCuda) return cuda::token_permute_router_backward(ctx, args);
   }
-  dispatch_float(dtype, [&]<class Float>() { cpu::token_permute_backward<Float>(args); });
+  sum_choices(ctx, args);
+  gemm(ctx, {.a = args.dlogits.matrix(), .b = args.router, .c = args.dx.matrix(), .beta = 1});
 }
 
 void token_unpermute_forward(const Context& ctx, const TokenUnpermuteForward& args) {

@@ -7,6 +7,8 @@
 //   unpermute:  y[t]            = sum_j weights[t,j] * rows[slot[t,j]]   (dropped entries add
 //                                 nothing)
 //
+// permute's backward takes along what the router leaves for x, since both are sums into dx.
+//
 // With a capacity, expert e keeps the first `capacity` of its entries in each row of the batch, in
 // token order (Lepikhin et al., "GShard", 2020); per row, so that no layout changes what is
 // dropped: where earlier tokens of a row are on other ranks, `before` tells what they chose.
@@ -41,9 +43,11 @@ struct TokenPermuteForward {
 void token_permute_forward(const Context& ctx, const TokenPermuteForward& args);
 
 struct TokenPermuteBackward {
-  ConstTensorView drows = {};  // (B*T*k, D)
-  ConstTensorView slot = {};   // (B, T, k) i32
-  TensorView dx = {};          // (B, T, D), overwritten: the sum over choices, in order
+  ConstTensorView drows = {};    // (B*T*k, D)
+  ConstTensorView slot = {};     // (B, T, k) i32
+  ConstTensorView dlogits = {};  // (B, T, X) statistics, optional
+  ConstTensorView router = {};   // (X, D) statistics: of logits = x router^T; with dlogits
+  TensorView dx = {};  // (B, T, D), overwritten: the sum over choices, in order; + dlogits router
 };
 void token_permute_backward(const Context& ctx, const TokenPermuteBackward& args);
 

@@ -25,6 +25,9 @@ void token_index(const Context& ctx, const TokenIndex& args, const TensorView& s
 
 void token_permute_forward(const Context& ctx, const TokenPermuteForward& args);
 void token_permute_backward(const Context& ctx, const TokenPermuteBackward& args);
+// The same in bf16, with what a router of up to kMostRouted experts leaves for x.
+inline constexpr int64_t kMostRouted = 16;
+void token_permute_router_backward(const Context& ctx, const TokenPermuteBackward& args);
 void token_unpermute_forward(const Context& ctx, const TokenUnpermuteForward& args);
 void token_unpermute_backward(const Context& ctx, const TokenUnpermuteBackward& args);
 

@@ -308,11 +308,11 @@ void Moe::backward(const Context& ctx, const Rows& rows, const LayerBackward& io
                    const Saved& base) const {
   const auto& saved = static_cast<const SavedTensors&>(base);
   const ArenaScope scope(*ctx.scratch);
-  const TensorView dlogits = ctx.scratch->alloc(saved.logits.dims, saved.logits.dtype);
-  const TensorView dx_shared = shared_ ? ctx.scratch->alloc(io.dx.dims, io.dx.dtype) : TensorView{};
-  experts_backward(ctx, saved, io, dlogits, [&] {
-    if (shared_) shared_->backward(ctx, rows, {.dy = io.dy, .dx = dx_shared}, *saved.shared);
-  });
+  Arena& scratch = *ctx.scratch;
+  const TensorView dlogits = scratch.alloc(saved.logits.dims, saved.logits.dtype);
+  const TensorView drows = scratch.alloc(saved.out.dims, io.dy.dtype);
+  const TensorView dx_shared = shared_ ? scratch.alloc(io.dx.dims, io.dx.dtype) : TensorView{};
+  choices_backward(ctx, saved, io.dy, drows, dlogits);
   router_loss_backward(ctx, {.logits = saved.logits,
                              .counts = saved.counts,
                              .dlogits = dlogits,
@@ -320,25 +320,29 @@ void Moe::backward(const Context& ctx, const Rows& rows, const LayerBackward& io
                              .balance_scale = config_.aux_loss / double(rows.step_rows),
                              .z_scale = config_.z_loss / double(rows.step_rows),
                              .options = router_options()});
+  experts_backward(ctx, saved, drows, [&] {
+    if (shared_) shared_->backward(ctx, rows, {.dy = io.dy, .dx = dx_shared}, *saved.shared);
+  });
+  token_permute_backward(ctx, {.drows = drows,
+                               .slot = saved.slot,
+                               .dlogits = dlogits,
+                               .router = store_.value(router_),
+                               .dx = io.dx});
   gemm(ctx, {.a = dlogits.matrix(),
              .b = saved.x.matrix(),
              .c = store_.grad(router_),
              .transpose_a = true,
              .beta = 1});
-  gemm(ctx, {.a = dlogits.matrix(), .b = store_.value(router_), .c = io.dx.matrix(), .beta = 1});
   if (shared_) add(ctx, dx_shared, io.dx);
 }
 
-// dx and the experts' gradients, and dlogits as far as it flows through the weights of the choices.
-void Moe::experts_backward(const Context& ctx, const SavedTensors& saved, const LayerBackward& io,
-                           const TensorView& dlogits, const Action& meanwhile) const {
+// From dy: drows, of the experts' results, and dlogits as far as it flows through the weights of
+// the choices.
+void Moe::choices_backward(const Context& ctx, const SavedTensors& saved, const ConstTensorView& dy,
+                           const TensorView& drows, const TensorView& dlogits) const {
   const ArenaScope scope(*ctx.scratch);
-  Arena& scratch = *ctx.scratch;
-  const DType dtype = io.dy.dtype;
-  const int64_t entries = saved.out.dim(0);
-  const TensorView dweights = scratch.alloc(saved.weights.dims, saved.weights.dtype);
-  const TensorView drows = scratch.alloc({entries, D_}, dtype);
-  token_unpermute_backward(ctx, {.dy = io.dy,
+  const TensorView dweights = ctx.scratch->alloc(saved.weights.dims, saved.weights.dtype);
+  token_unpermute_backward(ctx, {.dy = dy,
                                  .rows = saved.out,
                                  .slot = saved.slot,
                                  .weights = saved.weights,
@@ -349,23 +353,30 @@ void Moe::experts_backward(const Context& ctx, const SavedTensors& saved, const 
                              .experts = saved.experts,
                              .dlogits = dlogits,
                              .options = router_options()});
+}
+
+// The experts' gradients, and drows from that of their results to that of their rows.
+void Moe::experts_backward(const Context& ctx, const SavedTensors& saved, const TensorView& drows,
+                           const Action& meanwhile) const {
   const auto sort_rows = [&](const TensorView& rows) {
     token_permute_forward(ctx, {.x = saved.x, .slot = saved.slot, .rows = rows});
   };
   if (distributed_) {
     distributed_->backward(ctx, drows, saved.tape, sort_rows, meanwhile);
-  } else {
-    meanwhile();
-    const TensorView rows = scratch.alloc({entries, D_}, dtype);
-    sort_rows(rows);
-    experts_->backward(ctx, {.rows = rows,
-                             .offsets = saved.offsets,
-                             .up = saved.up,
-                             .hidden = scratch.alloc({entries, experts_->hidden()}, dtype),
-                             .dup = scratch.alloc(saved.up.dims, dtype),
-                             .gradient = drows});
+    return;
   }
-  token_permute_backward(ctx, {.drows = drows, .slot = saved.slot, .dx = io.dx});
+  meanwhile();
+  const ArenaScope scope(*ctx.scratch);
+  Arena& scratch = *ctx.scratch;
+  const int64_t entries = saved.out.dim(0);
+  const TensorView rows = scratch.alloc(drows.dims, drows.dtype);
+  sort_rows(rows);
+  experts_->backward(ctx, {.rows = rows,
+                           .offsets = saved.offsets,
+                           .up = saved.up,
+                           .hidden = scratch.alloc({entries, experts_->hidden()}, drows.dtype),
+                           .dup = scratch.alloc(saved.up.dims, drows.dtype),
+                           .gradient = drows});
 }
 
 std::vector<StateTensor> Moe::state_spec(int64_t, int64_t) const { return {}; }

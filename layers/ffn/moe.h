@@ -115,8 +115,10 @@ class Moe final : public Layer {
   void experts_forward(const Context& ctx, const FromRanks& from_ranks, int64_t capacity,
                        SavedTensors& saved, const Action& meanwhile) const;
   void combine(const Context& ctx, const SavedTensors& saved, const TensorView& y) const;
-  void experts_backward(const Context& ctx, const SavedTensors& saved, const LayerBackward& io,
-                        const TensorView& dlogits, const Action& meanwhile) const;
+  void choices_backward(const Context& ctx, const SavedTensors& saved, const ConstTensorView& dy,
+                        const TensorView& drows, const TensorView& dlogits) const;
+  void experts_backward(const Context& ctx, const SavedTensors& saved, const TensorView& drows,
+                        const Action& meanwhile) const;
   FromRanks from_ranks(const Context& ctx, const Rows& rows, const Received* given) const;
   int64_t capacity(const Rows& rows) const;
   RouterOptions router_options() const;

@@ -73,13 +73,13 @@ class Moe final : public Workload {
     grouped_gemm_weight(
         ctx, {.a = dgate_up_, .b = rows_, .weights = dup_, .offsets = offsets_, .beta = 0});
     grouped_gemm(ctx, {.a = dgate_up_, .weights = up_, .c = drows_, .offsets = offsets_});
-    token_permute_backward(ctx, {.drows = drows_, .slot = slot_, .dx = dx_});
     topk_router_backward(ctx, {.dweights = dweights_,
                                .logits = logits_,
                                .experts = experts_,
                                .dlogits = dlogits_,
                                .options = options_});
-    gemm(ctx, {.a = dlogits_.matrix(), .b = router_, .c = dx_.matrix(), .beta = 1});
+    token_permute_backward(
+        ctx, {.drows = drows_, .slot = slot_, .dlogits = dlogits_, .router = router_, .dx = dx_});
     gemm(ctx,
          {.a = dlogits_.matrix(), .b = x_.matrix(), .c = drouter_, .transpose_a = true, .beta = 1});
   }

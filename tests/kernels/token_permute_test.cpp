@@ -184,6 +184,25 @@ TEST_P(TokenPermuteShapes, GradientsMatchCentralDifferences) {
       {{"x", &c.x, &c.dx}, {"weights", &c.weights, &c.dweights}});
 }
 
+TEST_P(TokenPermuteShapes, BackwardTakesTheRoutersPartAlong) {
+  const Shape s = GetParam();
+  Case c(s, DType::f64, 3);
+  c.forward(), c.backward();
+  Tensor dlogits({s.B, s.T, s.X}, DType::f64, 3), router({s.X, s.D}, DType::f64, 1);
+  dlogits.fill_normal(4), router.fill_normal(5);
+  Tensor both({s.B, s.T, s.D}, DType::f64, 3), expected({s.B, s.T, s.D}, DType::f64);
+  token_permute_backward(
+      c.index.ctx,
+      {.drows = c.drows, .slot = c.index.slot, .dlogits = dlogits, .router = router, .dx = both});
+  for (int64_t i = 0; i < expected.numel(); ++i) {
+    double sum = c.dx.get(i);
+    for (int64_t e = 0; e < s.X; ++e)
+      sum += dlogits.get(i / s.D * s.X + e) * router.get(e * s.D + i % s.D);
+    expected.set(i, sum);
+  }
+  EXPECT_LE(relative_error(both, expected), 1e-12);
+}
+
 TEST_P(TokenPermuteShapes, FloatAgreesWithDouble) {
   Case a(GetParam(), DType::f32), b(GetParam(), DType::f64);
   a.forward(), a.backward();

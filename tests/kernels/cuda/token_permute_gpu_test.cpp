@@ -11,11 +11,12 @@ struct Case {
   bool before;
   int64_t padding;
 };
-constexpr Case kCases[] = {{2, 37, 2, 8, 96, 0, false, 0},    {1, 1, 1, 1, 1, 0, false, 0},
-                           {3, 50, 3, 5, 17, 0, false, 0},    {2, 64, 2, 40, 64, 2, false, 8},
-                           {2, 33, 2, 4, 40, 11, true, 3},    {1, 2500, 2, 16, 24, 200, false, 0},
-                           {300, 10, 1, 3, 8, 2, true, 0},    {1, 7000, 1, 100, 8, 0, false, 0},
-                           {3, 3000, 2, 20, 8, 500, true, 0}, {2, 40, 4, 300, 264, 0, false, 0}};
+constexpr Case kCases[] = {{2, 37, 2, 8, 96, 0, false, 0},     {1, 1, 1, 1, 1, 0, false, 0},
+                           {3, 50, 3, 5, 17, 0, false, 0},     {2, 64, 2, 40, 64, 2, false, 8},
+                           {2, 33, 2, 4, 40, 11, true, 3},     {1, 2500, 2, 16, 24, 200, false, 0},
+                           {300, 10, 1, 3, 8, 2, true, 0},     {1, 7000, 1, 100, 8, 0, false, 0},
+                           {1, 777, 2, 16, 2056, 0, false, 0}, {2, 129, 2, 16, 4100, 0, false, 4},
+                           {3, 3000, 2, 20, 8, 500, true, 0},  {2, 40, 4, 300, 264, 0, false, 0}};
 std::ostream& operator<<(std::ostream& out, const Case& c) {
   return out << "B" << c.B << " T" << c.T << " k" << c.k << " X" << c.X << " D" << c.D
              << " capacity " << c.capacity;
@@ -86,6 +87,21 @@ TEST_P(TokenPermuteGpu, AgreesWithCpu) {
     backward("", rows());
     backward("in place ", out);
   });
+}
+
+TEST_P(TokenPermuteGpu, BackwardTakesTheRoutersPartAlong) {
+  check_on_gpu(
+      [](Side& side) {
+        const Case& c = GetParam();
+        const Order order = order_of(side, c);
+        token_permute_backward(side.ctx(),
+                               {.drows = side.normal({c.B * c.T * c.k, c.D}, 1, 0, c.padding),
+                                .slot = order.slot,
+                                .dlogits = side.stat_normal({c.B, c.T, c.X}),
+                                .router = side.stat_normal({c.X, c.D}),
+                                .dx = side.output("dx", {c.B, c.T, c.D}, side.dtype(), c.padding)});
+      },
+      {.arena_bytes = size_t{48} << 20});  // what a product by cuBLAS wants
 }
 
 INSTANTIATE_TEST_SUITE_P(Cases, TokenPermuteGpu, testing::ValuesIn(kCases));
