@@ -128,16 +128,10 @@ void gemm_on_gpu(const Context& ctx, const Gemm& args) {
     worth_packs(whole) ? run_in_packs(whole, run) : run(whole);
   };
   const bool a_is_f32 = args.a.dtype == DType::f32, b_is_f32 = args.b.dtype == DType::f32;
-  const int64_t K = args.a.dim(args.transpose_a ? 0 : 1);
   Gemm part = args;
   if (args.bias && args.c.dtype == DType::bf16)
     part.bias = in_bf16(ctx, args.bias.reshape({1, args.bias.numel()}), 1, cuda::Stack::below);
   if (args.c.dtype == DType::bf16 && (a_is_f32 || b_is_f32)) {
-    if (a_is_f32 && b_is_f32 && !args.transpose_a && !args.transpose_b && !args.bias && K > 0 &&
-        K <= cuda::kNarrowest) {
-      if (ctx.counting()) return;
-      if constexpr (kBuiltWithCuda) return cuda::gemm_narrow(ctx, args);
-    }
     part.a = in_bf16(ctx, args.a, 1, cuda::Stack::below);
     part.b = in_bf16(ctx, args.b, 1, cuda::Stack::below);
     return product(part);

@@ -14,11 +14,6 @@ void gemm(const Context& ctx, const Gemm& args, const TensorView& workspace);
 // The same by a kernel of sluice's own, for what cuBLASLt refuses.
 void gemm_plain(const Context& ctx, const Gemm& args);
 
-// f32 operands, neither transposed, of an inner dimension up to kNarrowest, rounded to bf16, and a
-// bf16 result without bias: a kernel of sluice's own.
-inline constexpr int64_t kNarrowest = 16;
-void gemm_narrow(const Context& ctx, const Gemm& args);
-
 // x = the sum of three bf16 matrices: the first is x rounded, each next one what is left, rounded.
 // They lie below each other, or side by side. One term alone is x rounded.
 inline constexpr int64_t kBf16Terms = 3;
