@@ -23,14 +23,16 @@ struct WalkSchedule {
 inline constexpr int64_t kMostWalkHeads = 3;
 inline constexpr int64_t kWalkStart = 128;  // a block's beginning and end, in tokens
 inline WalkSchedule walk_schedule(const Dims& x, int64_t G, int64_t chunk) {
-  constexpr double kThree = 1.57;                    // of a block with three heads
-  constexpr double kFold = 1.0 / 600, kStart = 600;  // of runs, to find what they begin with
+  constexpr double kThree = 1.73;  // of a block with three heads
+  // Of runs, to find what they begin with: of a token and head, of a run and head, and anyway.
+  constexpr double kFold = 1.0 / 620, kRun = 1, kStart = 560;
   const int64_t T = x[1], M = num_chunks(T, chunk), heads = x[0] * x[2];
   WalkSchedule best;
   for (int64_t most = 1; most <= std::min(M, kMultiprocessors); ++most) {
     const int64_t chunks = num_chunks(M, most), runs = num_chunks(M, chunks);
     const double tokens = double(kWalkStart + std::min(T, chunks * chunk));
-    const double fold = runs > 1 ? kFold * double(heads * T) + kStart : 0;
+    const double fold =
+        runs > 1 ? double(heads) * (kFold * double(T) + kRun * double(runs)) + kStart : 0;
     for (const int64_t of_block : {2, 3}) {
       const int64_t blocks = x[0] * runs * G * num_chunks(x[2] / G, of_block);
       const double time = fold + (of_block == 3 ? kThree : 1) *
@@ -50,10 +52,11 @@ constexpr bool walks_take(int64_t N, int64_t chunk, int64_t T) {
 // shape, dtype and strides: counting runs ask too.
 inline bool ssd_forward_fits(const SsdForward& args) {
   const int64_t T = args.x.dim(1), heads = args.x.dim(0) * args.x.dim(2);
-  constexpr double kTwoParts = 1 / 113.0;  // the time for a head and token of those
+  // What states first and chunks then take, for a head and token, and anyway.
+  constexpr double kTwoParts = 1 / 113.0, kPartsStart = 850;
   return tensor_cores_take(args.x, args.B, args.chunk) &&
          walks_take(args.B.dim(3), args.chunk, T) &&
-         kTwoParts * double(heads * (T + kWalkStart)) >
+         kTwoParts * double(heads * (T + kWalkStart)) + kPartsStart >
              walk_schedule(args.x.dims, args.B.dim(2), args.chunk).time &&
          rows_of_16_bytes(args.x, args.B, args.C, args.initial, args.y, args.final_state);
 }
