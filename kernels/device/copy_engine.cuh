@@ -57,9 +57,10 @@ __device__ inline void add_box(const CUtensorMap& map, const void* shared, int x
 __device__ inline void commit_boxes() {
   asm volatile("cp.async.bulk.commit_group;\n" ::: "memory");
 }
-// Shared memory may be written again.
-__device__ inline void wait_until_boxes_are_read() {
-  asm volatile("cp.async.bulk.wait_group.read 0;\n" ::: "memory");
+// Shared memory may be written again, but that of the last kPending commits.
+template <int kPending = 0>
+__device__ void wait_until_boxes_are_read() {
+  asm volatile("cp.async.bulk.wait_group.read %0;\n" ::"n"(kPending) : "memory");
 }
 __device__ inline void wait_until_boxes_are_stored() {
   asm volatile("cp.async.bulk.wait_group 0;\n" ::: "memory");

@@ -99,29 +99,48 @@ __device__ void wgmma_64x256(float (&d)[128], uint64_t a, uint64_t b, bool add) 
       : "l"(a), "l"(b), "r"(int(add)), "n"(int(kARowsAreK)), "n"(int(kBRowsAreK)));
 }
 
-// Launches clusters of `cluster` neighbouring blocks.
+// Of a kernel that is launched early: until the one launched before it has ended, and all that it
+// wrote is seen. Else it is over already.
+__device__ inline void wait_for_launch_before() {
+  asm volatile("griddepcontrol.wait;\n" ::: "memory");
+}
+// A kernel that is launched early after this one begins when a thread of every block has said this,
+// as far as there is room beside this one.
+__device__ inline void let_next_begin() {
+  asm volatile("griddepcontrol.launch_dependents;\n" ::: "memory");
+}
+
+// Clusters of so many neighbouring blocks; early: they may begin before the launch before has
+// ended.
+struct Clusters {
+  int blocks = 1;
+  bool early = false;
+};
+
 template <class... Parameters, class... Args>
-void launch_clusters(const Context& ctx, const char* name, const Grid& grid, int cluster,
-                     void (*kernel)(Parameters...), Args&&... args) {
+void launch_clusters(const Context& ctx, const char* name, const Grid& grid,
+                     const Clusters& clusters, void (*kernel)(Parameters...), Args&&... args) {
   if (grid.blocks.x == 0) return;
   CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                   int(grid.shared_bytes)));
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim.x = unsigned(cluster);
-  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+  cudaLaunchAttribute attributes[2] = {};
+  attributes[0].id = cudaLaunchAttributeClusterDimension;
+  attributes[0].val.clusterDim.x = unsigned(clusters.blocks);
+  attributes[0].val.clusterDim.y = attributes[0].val.clusterDim.z = 1;
+  attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[1].val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config{};
   config.gridDim = grid.blocks;
   config.blockDim = grid.threads;
   config.dynamicSmemBytes = grid.shared_bytes;
   config.stream = stream_of(ctx);
-  config.attrs = &attribute;
-  config.numAttrs = 1;
+  config.attrs = attributes;
+  config.numAttrs = clusters.early ? 2 : 1;
   const cudaError_t status =
       cudaLaunchKernelEx(&config, kernel, Parameters(std::forward<Args>(args))...);
   SLUICE_CHECK(status == cudaSuccess, name, ": ", cudaGetErrorString(status), " at a launch of ",
-               grid.blocks.x, " blocks of ", grid.threads.x, " threads in clusters of ", cluster,
-               ", ", grid.shared_bytes, " bytes of shared memory");
+               grid.blocks.x, " blocks of ", grid.threads.x, " threads in clusters of ",
+               clusters.blocks, ", ", grid.shared_bytes, " bytes of shared memory");
 }
 
 }  // namespace sluice::cuda

@@ -59,6 +59,9 @@ struct GroupedGemm {
   ConstTensorView offsets = {};  // (X + 1) i64, ascending from 0
   bool transpose_weights = false;
   double beta = 0;
+  // A promise that neither this product nor the operator before it on the stream uses what the
+  // other writes: a GPU may begin with it while that one ends.
+  bool independent = false;
 };
 void grouped_gemm(const Context& ctx, const GroupedGemm& args);
 
@@ -69,6 +72,7 @@ struct GroupedGemmWeight {
   TensorView weights = {};       // (X, M, N) statistics
   ConstTensorView offsets = {};  // (X + 1) i64
   double beta = 1;               // or 0, which overwrites dW, whatever it held
+  bool independent = false;      // as above
 };
 void grouped_gemm_weight(const Context& ctx, const GroupedGemmWeight& args);
 

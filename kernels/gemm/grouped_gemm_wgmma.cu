@@ -23,6 +23,10 @@
 // Clusters of four, which ask for a quarter or two fifths less, were no faster for weight
 // gradients, and 3 to 6 % slower for rows; nor was it any faster to have blocks begin spread over a
 // tile's time, so that they do not write at once.
+//
+// What is left is the card's power limit: with zeros for numbers all of these are 10 to 25 %
+// faster. So what counts is bytes: a band of tiles is of one expert, whose weights are read once.
+// An independent product begins while the last tiles of the one before are multiplied.
 #include "kernels/gemm/grouped_gemm_wgmma.h"
 
 #include "kernels/device/hopper.cuh"
@@ -135,10 +139,17 @@ __device__ int64_t tile_step() {
   return gridDim.x / K::kBlocks;
 }
 
+// The launch after this one may begin, and with it know that the one before this has ended.
+__device__ inline void pass_on() {
+  wait_for_launch_before();
+  let_next_begin();
+}
+
 template <class K>
 __device__ void produce(uint8_t* stages, Barriers& barriers, const CUtensorMap& a,
                         const CUtensorMap& b, const typename K::Tiles& tiles) {
   RingCursor<K::kStages> cursor;
+  bool first = true;
   for (int64_t index = first_tile<K>(); index < tiles.count(); index += tile_step<K>()) {
     const GroupedTile tile = own_part<K>(tiles[index]);
     if (tile.group < 0 || threadIdx.x % kWarp != 0) continue;
@@ -147,7 +158,10 @@ __device__ void produce(uint8_t* stages, Barriers& barriers, const CUtensorMap& 
       request<K>(stages + cursor.stage * kStageBytes, barriers.full[cursor.stage], a, b, tile,
                  int64_t(slice) * kDepth, tiles.p.N);
     }
+    if (first) pass_on();
+    first = false;
   }
+  if (first) pass_on();
 }
 
 // Rows of the next group, which came with the last slice of this one. A row of K is 128 bytes of
@@ -231,7 +245,7 @@ __device__ void consume(uint8_t* stages, uint8_t* staged, Barriers& barriers, co
       if (threadIdx.x % kWarp == 0) barriers.staged.arrive();
       parity ^= 1;
     } else if constexpr (K::kInner) {
-      uint8_t* const room = staged + consumer * kPartBytes;
+      uint8_t* const room = staged + consumer * kRoomBytes;
       if (any_row) store_sums_f32(d, room, c, tiles.p.beta, first, tile, 2 + consumer);
     } else if (any_row) {
       store_sums(d, tiles.p, first, tile);
@@ -334,7 +348,8 @@ void launch_wgmma(const Context& ctx, const char* name, const GroupedProduct& p,
                   {.blocks = unsigned(clusters * K::kBlocks),
                    .threads = kThreads,
                    .shared_bytes = K::kSharedBytes},
-                  K::kBlocks, grouped_wgmma_kernel<K>, a, b, c, p, swiglu);
+                  {.blocks = K::kBlocks, .early = p.independent}, grouped_wgmma_kernel<K>, a, b, c,
+                  p, swiglu);
 }
 
 // Two blocks side by side share A, unless a good part of the last pair would have no columns.

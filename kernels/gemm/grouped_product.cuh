@@ -26,6 +26,7 @@ struct GroupedProduct {
   const int64_t* offsets;  // null: one group of all rows
   int groups;
   float beta;
+  bool independent;  // of the operator before
 
   explicit GroupedProduct(const GroupedGemm& args)
       : a(pointer<Bf16>(args.a)),
@@ -41,7 +42,8 @@ struct GroupedProduct {
         K(args.a.dim(1)),
         offsets(optional_pointer<int64_t>(args.offsets)),
         groups(args.offsets ? int(args.offsets.numel() - 1) : 1),
-        beta(float(args.beta)) {}
+        beta(float(args.beta)),
+        independent(args.independent) {}
   explicit GroupedProduct(const GroupedGemmWeight& args)
       : a(pointer<Bf16>(args.a)),
         a_stride(args.a.row_stride),
@@ -56,7 +58,8 @@ struct GroupedProduct {
         K(args.a.dim(0)),
         offsets(args.offsets.as<int64_t>()),
         groups(int(args.offsets.numel() - 1)),
-        beta(float(args.beta)) {}
+        beta(float(args.beta)),
+        independent(args.independent) {}
 };
 
 // What becomes of the sums of a product whose rows are grouped.
@@ -114,7 +117,7 @@ struct GroupedTiles {
     if constexpr (kForm == GroupedForm::inner) {
       const int64_t tiles = int64_t(row_tiles) * column_tiles;
       const int group = int(index / tiles);
-      const BandedTile<kBand> at(index % tiles, row_tiles, column_tiles);
+      const BandedTile at(index % tiles, row_tiles, column_tiles, kBand);
       tile = {-1,
               int64_t(at.row) * kRows,
               p.M,
@@ -123,13 +126,26 @@ struct GroupedTiles {
               p.offsets[group + 1]};
       if (tile.k < tile.k_end || p.beta == 0) tile.group = group;
     } else {
-      const BandedTile<kBand> at(index, row_tiles, column_tiles);
-      const GroupTile rows = p.offsets == nullptr
-                                 ? GroupTile{0, int64_t(at.row) * kRows, p.M}
-                                 : find_group_tile<kRows>(p.offsets, p.groups, at.row);
-      tile = {rows.group, rows.begin, rows.end, int64_t(at.column) * kColumns, 0, p.K};
+      const TiledGroup of =
+          p.offsets == nullptr
+              ? TiledGroup{0, 0, p.M, 0}
+              : find_tiled_group<kRows>(p.offsets, p.groups, int(index / column_tiles));
+      const BandedTile at = in_group(index - int64_t(of.first_tile) * column_tiles,
+                                     int((of.end - of.begin + kRows - 1) / kRows));
+      tile = {of.group, of.begin + int64_t(at.row) * kRows,
+              of.end,   int64_t(at.column) * kColumns,
+              0,        p.K};
     }
     return tile;
+  }
+
+ private:
+  // A band is of one group, so that its tiles share the group's weights: a group that is little
+  // more than a band is one.
+  __device__ BandedTile in_group(int64_t index, int tiles) const {
+    constexpr int kMost = kBand * 3 / 2;
+    const int bands = (tiles + kMost - 1) / kMost;
+    return BandedTile(index, tiles, column_tiles, (tiles + bands - 1) / bands);
   }
 };
 

@@ -3,7 +3,7 @@
 //
 // Sums that SwiGLU or its gradient is made of are left there in bf16, and three warps make of them
 // what is asked for: a warp reads and writes 512 bytes of a row at a time. Sums in f32, 128 KB a
-// tile, go through half the room in two parts, from which the copy engine writes or adds them.
+// tile, go through half the room in parts, from which the copy engine writes or adds them.
 #pragma once
 
 #include "kernels/device/hopper.cuh"
@@ -66,9 +66,9 @@ __device__ inline void write_swiglu(const StagedRows& rows, const GroupedProduct
           map_word([&](int j) { return swiglu(part(gate.words[i], j), part(up.words[i], j)); });
     }
     if (row >= rows.count || n >= s.F) continue;
-    gate.store(c + row * p.c_stride);
-    up.store(c + row * p.c_stride + s.F);
-    hidden.store(to_hidden + row * s.hidden_stride);
+    gate.store_once(c + row * p.c_stride);
+    up.store_once(c + row * p.c_stride + s.F);
+    hidden.store_once(to_hidden + row * s.hidden_stride);
   }
 }
 
@@ -106,8 +106,8 @@ struct GatedRows {
     for (int i = 0; i < kCount; ++i) {
       const int row = begin + i * kWriters;
       if (row >= count) continue;
-      gates[i] = Eight::load(gate + row * s.up_stride);
-      ups[i] = Eight::load(gate + row * s.up_stride + s.F);
+      gates[i] = Eight::load_once(gate + row * s.up_stride);
+      ups[i] = Eight::load_once(gate + row * s.up_stride + s.F);
     }
   }
 };
@@ -128,9 +128,9 @@ __device__ void write_swiglu_gradient(const StagedRows& rows, const SwigluOperan
       const int row = begin + i * kWriters;
       const SwigluPieces pieces = swiglu_pieces(rows.load(row, column), of.gates[i], of.ups[i]);
       if (row >= count) continue;
-      pieces.dgate.store(dgate + row * s.dup_stride);
-      pieces.dup.store(dgate + row * s.dup_stride + s.F);
-      pieces.hidden.store(to_hidden + row * s.hidden_stride);
+      pieces.dgate.store_once(dgate + row * s.dup_stride);
+      pieces.dup.store_once(dgate + row * s.dup_stride + s.F);
+      pieces.hidden.store_once(to_hidden + row * s.hidden_stride);
     }
   };
   GatedRows even{}, odd{};
@@ -147,11 +147,14 @@ __device__ void write_swiglu_gradient(const StagedRows& rows, const SwigluOperan
 
 // --- Sums in f32
 
-// A warpgroup's room: 64 rows of 128 columns, as boxes of 64 rows of 128 bytes, whose 16-byte
-// pieces the copy engine expects permuted.
-constexpr int kPartBoxes = 4, kPartBoxBytes = 64 * 128, kPartBytes = kPartBoxes * kPartBoxBytes;
+// A part of a warpgroup's sums: 64 rows of 64 columns, as boxes of 64 rows of 128 bytes, whose
+// 16-byte pieces the copy engine expects permuted. There is room for two: one is written while the
+// copy engine reads the other.
+constexpr int kPartBoxes = 2, kPartBoxBytes = 64 * 128, kPartBytes = kPartBoxes * kPartBoxBytes;
+constexpr int kPartColumns = kPartBoxes * 32, kParts = kStagedColumns / kPartColumns;
+constexpr int kRoomBytes = 2 * kPartBytes;  // a warpgroup's
 
-// Columns [128 part, 128 part + 128) of a warpgroup's 256.
+// Columns [kPartColumns part, kPartColumns (part + 1)) of a warpgroup's 256.
 template <int kSums>
 __device__ void stage_part(const float (&d)[kSums], int part, uint8_t* room) {
   const int quad = int(threadIdx.x) % 4;
@@ -165,7 +168,7 @@ __device__ void stage_part(const float (&d)[kSums], int part, uint8_t* room) {
       float4 pairs[2];
 #pragma unroll
       for (int pair = 0; pair < 2; ++pair) {
-        const float* const left = d + kSums / 2 * part + 16 * box + 8 * pair + 2 * half;
+        const float* const left = d + kSums / kParts * part + 16 * box + 8 * pair + 2 * half;
         const float* const right = left + 4;
         const float x = __shfl_xor_sync(kFullWarp, odd ? left[0] : right[0], 1);
         const float y = __shfl_xor_sync(kFullWarp, odd ? left[1] : right[1], 1);
@@ -190,19 +193,20 @@ __device__ void store_sums_f32(const float (&d)[kSums], uint8_t* room, const CUt
                                float beta, int64_t first, const GroupedTile& tile, int barrier) {
   const bool elected = threadIdx.x % 128 == 0;
 #pragma unroll
-  for (int part = 0; part < 2; ++part) {
-    if (elected) wait_until_boxes_are_read();
+  for (int part = 0; part < kParts; ++part) {
+    uint8_t* const boxes = room + part % 2 * kPartBytes;
+    if (elected) wait_until_boxes_are_read<1>();
     named_barrier(barrier, 128);
-    stage_part(d, part, room);
+    stage_part(d, part, boxes);
     fence_shared_writes();
     named_barrier(barrier, 128);
     if (!elected) continue;
     for (int box = 0; box < kPartBoxes; ++box) {
-      const int n = int(tile.n) + 128 * part + 32 * box;
+      const int n = int(tile.n) + kPartColumns * part + 32 * box;
       if (beta == 0) {
-        store_box(c, room + box * kPartBoxBytes, n, int(first), tile.group);
+        store_box(c, boxes + box * kPartBoxBytes, n, int(first), tile.group);
       } else {
-        add_box(c, room + box * kPartBoxBytes, n, int(first), tile.group);
+        add_box(c, boxes + box * kPartBoxBytes, n, int(first), tile.group);
       }
     }
     commit_boxes();

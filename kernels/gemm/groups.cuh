@@ -18,6 +18,13 @@ struct GroupTile {
   int64_t end = 0;    // of the group
 };
 
+// The group that a tile is of.
+struct TiledGroup {
+  int group = -1;              // -1: none
+  int64_t begin = 0, end = 0;  // its rows
+  int first_tile = 0;          // among those of all groups
+};
+
 // Tiles of kTileRows rows that the groups have. Called by whole warps.
 template <int kTileRows>
 __device__ inline int count_group_tiles(const int64_t* offsets, int groups) {
@@ -27,10 +34,10 @@ __device__ inline int count_group_tiles(const int64_t* offsets, int groups) {
   return __reduce_add_sync(kFullWarp, tiles);
 }
 
-// The `tile`-th tile of kTileRows rows, groups in order. Called by whole warps; the same on all
-// lanes. Groups are counted 32 at a time.
+// The group of the `tile`-th tile of kTileRows rows, groups in order. Called by whole warps; the
+// same on all lanes. Groups are counted 32 at a time.
 template <int kTileRows>
-__device__ inline GroupTile find_group_tile(const int64_t* offsets, int groups, int tile) {
+__device__ inline TiledGroup find_tiled_group(const int64_t* offsets, int groups, int tile) {
   const int lane = threadIdx.x % kWarp;
   int before = 0;
   for (int first = 0; first < groups; first += kWarp) {
@@ -47,26 +54,30 @@ __device__ inline GroupTile find_group_tile(const int64_t* offsets, int groups, 
     const unsigned holds = __ballot_sync(kFullWarp, before + sum > tile);
     if (holds != 0) {
       const int owner = __ffs(int(holds)) - 1;
-      const int64_t row = begin + int64_t(tile - before - (sum - tiles)) * kTileRows;
-      return {first + owner, __shfl_sync(kFullWarp, row, owner),
-              __shfl_sync(kFullWarp, end, owner)};
+      return {first + owner, __shfl_sync(kFullWarp, begin, owner),
+              __shfl_sync(kFullWarp, end, owner),
+              before + __shfl_sync(kFullWarp, sum - tiles, owner)};
     }
     before += __shfl_sync(kFullWarp, sum, kWarp - 1);
   }
   return {};
 }
+template <int kTileRows>
+__device__ inline GroupTile find_group_tile(const int64_t* offsets, int groups, int tile) {
+  const TiledGroup of = find_tiled_group<kTileRows>(offsets, groups, tile);
+  return {of.group, of.begin + int64_t(tile - of.first_tile) * kTileRows, of.end};
+}
 
-// Tiles of a matrix in bands of kBand rows of tiles, column by column inside a band: blocks that
+// Tiles of a matrix in bands of `most` rows of tiles, column by column inside a band: blocks that
 // run at the same time share rows and columns, which they find in the L2 cache.
-template <int kBand>
 struct BandedTile {
   int row, column;
 
-  __device__ BandedTile(int64_t index, int rows, int columns) {
-    const int band = int(index / (int64_t(kBand) * columns));
-    const int in_band = int(index - int64_t(band) * kBand * columns);
-    const int height = min(kBand, rows - band * kBand);
-    row = band * kBand + in_band % height;
+  __device__ BandedTile(int64_t index, int rows, int columns, int most) {
+    const int band = int(index / (int64_t(most) * columns));
+    const int in_band = int(index - int64_t(band) * most * columns);
+    const int height = min(most, rows - band * most);
+    row = band * most + in_band % height;
     column = in_band / height;
   }
 };

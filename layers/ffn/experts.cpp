@@ -74,17 +74,21 @@ void Experts::backward(const Context& ctx, const Backward& io) const {
                               .dup = io.dup,
                               .hidden = io.hidden});
   const auto weight_gradient = [&](ParameterId id, const ConstTensorView& a,
-                                   const ConstTensorView& b) {
+                                   const ConstTensorView& b, bool independent) {
     grouped_gemm_weight(ctx, {.a = a,
                               .b = b,
                               .weights = store_.grad(id),
                               .offsets = io.offsets,
-                              .beta = io.later_round ? 1 : store_.grad_beta(id)});
+                              .beta = io.later_round ? 1 : store_.grad_beta(id),
+                              .independent = independent});
   };
-  weight_gradient(down_, io.gradient, io.hidden);
-  weight_gradient(up_, io.dup, io.rows);
-  grouped_gemm(
-      ctx, {.a = io.dup, .weights = store_.value(up_), .c = io.gradient, .offsets = io.offsets});
+  weight_gradient(down_, io.gradient, io.hidden, false);
+  weight_gradient(up_, io.dup, io.rows, true);
+  grouped_gemm(ctx, {.a = io.dup,
+                     .weights = store_.value(up_),
+                     .c = io.gradient,
+                     .offsets = io.offsets,
+                     .independent = true});
 }
 
 }  // namespace sluice

@@ -70,9 +70,15 @@ class Moe final : public Workload {
     // As in a step's first micro-batch.
     grouped_gemm_weight(
         ctx, {.a = drows_, .b = hidden_, .weights = ddown_, .offsets = offsets_, .beta = 0});
-    grouped_gemm_weight(
-        ctx, {.a = dgate_up_, .b = rows_, .weights = dup_, .offsets = offsets_, .beta = 0});
-    grouped_gemm(ctx, {.a = dgate_up_, .weights = up_, .c = drows_, .offsets = offsets_});
+    grouped_gemm_weight(ctx, {.a = dgate_up_,
+                              .b = rows_,
+                              .weights = dup_,
+                              .offsets = offsets_,
+                              .beta = 0,
+                              .independent = true});
+    grouped_gemm(
+        ctx,
+        {.a = dgate_up_, .weights = up_, .c = drows_, .offsets = offsets_, .independent = true});
     topk_router_backward(ctx, {.dweights = dweights_,
                                .logits = logits_,
                                .experts = experts_,

@@ -174,6 +174,38 @@ TEST_P(GroupedGemmGpuEdges, Experts) {
 
 INSTANTIATE_TEST_SUITE_P(OlderGpus, GroupedGemmGpuEdges, testing::Bool());
 
+// The first product takes long in few blocks; the second may begin beside it and the third beside
+// the second, which is short. The third overwrites what the first reads.
+TEST(GroupedGemmGpuOrder, IndependentProductsLeaveEarlierOnesAlone) {
+  check_on_gpu(
+      [](Side& side) {
+        constexpr int64_t kRows = 20000, kFew = 200, kModel = 600, kHidden = 64;
+        const TensorView all = side.values({3}, DType::i64, {0, 19000, 20000});
+        const TensorView few = side.values({3}, DType::i64, {0, 150, 200});
+        const TensorView gradient = side.normal({kRows, kModel});
+        const auto sums = [&](const char* what, int64_t M, int64_t N) {
+          return side.output(what, {2, M, N}, side.stat());
+        };
+        grouped_gemm_weight(side.ctx(), {.a = gradient,
+                                         .b = side.normal({kRows, kHidden}),
+                                         .weights = sums("first", kModel, kHidden),
+                                         .offsets = all,
+                                         .beta = 0});
+        grouped_gemm_weight(side.ctx(), {.a = side.normal({kFew, kHidden}),
+                                         .b = side.normal({kFew, kModel}),
+                                         .weights = sums("second", kHidden, kModel),
+                                         .offsets = few,
+                                         .beta = 0,
+                                         .independent = true});
+        grouped_gemm(side.ctx(), {.a = side.normal({kRows, kHidden}),
+                                  .weights = side.normal({2, kHidden, kModel}),
+                                  .c = side.compare("third", gradient),
+                                  .offsets = all,
+                                  .independent = true});
+      },
+      {.in_f32 = false});
+}
+
 // Least work: on tensor cores alone.
 TEST(GroupedGemmGpuLeast, Experts) {
   check_on_gpu([](Side& side) { three_products(side, kManyTiles, 328, 2304, false); },
