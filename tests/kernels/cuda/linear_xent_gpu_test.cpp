@@ -55,7 +55,10 @@ TEST(LinearXentGpu, AgreesWithCpu) {
       [](Side& side) {
         run(side, {.B = 2, .T = 37, .D = 96, .V = 128, .chunk_tokens = 0}, false);
         run(side, {.B = 3, .T = 5, .D = 17, .V = 101, .chunk_tokens = 4}, true);
-        run(side, {.B = 1, .T = 1, .D = 1, .V = 3, .chunk_tokens = 0}, true);
+        // Few numbers, but no result of one number alone, which may lie near 0.
+        run(side, {.B = 1, .T = 1, .D = 8, .V = 101, .chunk_tokens = 0}, true);
+        run(side, {.B = 1, .T = 40, .D = 1, .V = 101, .chunk_tokens = 0}, true);
+        run(side, {.B = 2, .T = 20, .D = 16, .V = 3, .chunk_tokens = 0}, true);
         run(side, {.B = 1, .T = 9, .D = 8, .V = 1, .chunk_tokens = 2}, false);
       },
       kBounds);
