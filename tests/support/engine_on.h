@@ -14,6 +14,26 @@ namespace sluice::test {
 
 inline constexpr Device kGpu{Device::Kind::cuda, 0};
 
+// A model of any layers in little time. Norms, decays and biases lie apart from what bf16 rounds,
+// and experts from both.
+inline Config small_config(const std::string& pattern) {
+  Config config;
+  config.model.d_model = 64;
+  config.model.vocab_size = 97;
+  config.model.stack.pattern = pattern;
+  std::get<Mamba2Config>(config.model.sections) = {.head_dim = 16, .state_dim = 16, .chunk = 16};
+  std::get<MambaConfig>(config.model.sections).state_dim = 8;
+  std::get<AttentionConfig>(config.model.sections).heads = 4;
+  std::get<MlpConfig>(config.model.sections).hidden = 128;
+  MoeConfig& moe = std::get<MoeConfig>(config.model.sections);
+  moe.experts = 4;
+  moe.hidden = 64;
+  config.train.seq_len = 64;
+  config.train.global_batch = 8;
+  config.train.micro_batch = 2;
+  return config;
+}
+
 class EngineOn {
  public:
   // One rank.

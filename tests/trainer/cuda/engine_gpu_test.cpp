@@ -7,25 +7,6 @@
 namespace sluice::test {
 namespace {
 
-// Deep enough for what is added to a stream of few bits to get lost.
-Config small_config(const std::string& pattern) {
-  Config config;
-  config.model.d_model = 64;
-  config.model.vocab_size = 97;
-  config.model.stack.pattern = pattern;
-  std::get<Mamba2Config>(config.model.sections) = {.head_dim = 16, .state_dim = 16, .chunk = 16};
-  std::get<MambaConfig>(config.model.sections).state_dim = 8;
-  std::get<AttentionConfig>(config.model.sections).heads = 4;
-  std::get<MlpConfig>(config.model.sections).hidden = 128;
-  MoeConfig& moe = std::get<MoeConfig>(config.model.sections);
-  moe.experts = 4;
-  moe.hidden = 64;
-  config.train.seq_len = 64;
-  config.train.global_batch = 8;
-  config.train.micro_batch = 2;
-  return config;
-}
-
 TEST(EngineGpu, GradientsAgreeWithTheCpu) {
   if (num_cuda_devices() == 0) GTEST_SKIP() << "no GPU";
   for (const char* pattern : {"M-M-", "S-S-", "*-*-", "ME*E", "M-S*M-SEM-"}) {

@@ -25,22 +25,9 @@ struct DataParallel {
 };
 std::unique_ptr<DataParallel> ranks;
 
-// Norms, decays and biases lie apart from what bf16 rounds, and experts from both.
 Config config_of(const std::string& pattern, int64_t zero, int64_t micro_batches_of_rank) {
-  Config config;
-  config.model.d_model = 64;
-  config.model.vocab_size = 97;
-  config.model.stack.pattern = pattern;
-  std::get<Mamba2Config>(config.model.sections) = {.head_dim = 16, .state_dim = 16, .chunk = 16};
-  std::get<MambaConfig>(config.model.sections).state_dim = 8;
-  std::get<AttentionConfig>(config.model.sections).heads = 4;
-  std::get<MlpConfig>(config.model.sections).hidden = 128;
-  MoeConfig& moe = std::get<MoeConfig>(config.model.sections);
-  moe.experts = 4;
-  moe.hidden = 64;
-  config.train.seq_len = 64;
-  config.train.micro_batch = 2;
-  config.train.global_batch = 2 * micro_batches_of_rank * world.comm->size();
+  Config config = small_config(pattern);
+  config.train.global_batch = config.train.micro_batch * micro_batches_of_rank * world.comm->size();
   config.train.reproducible = Reproducible::layout;
   config.optimizer.clip = 0.5;  // so that the norm's bits count
   config.parallel.zero = zero;
