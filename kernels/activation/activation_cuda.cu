@@ -103,8 +103,7 @@ bool all_packed(const View&... view) {
 template <class... View>
 bool in_packs(int64_t rows, int64_t columns, const View&... view) {
   const auto one = [&](const ConstTensorView& side) {
-    return !side || (reinterpret_cast<uintptr_t>(side.data) % kPackBytes == 0 &&
-                     whole_packs(columns, side.dtype) &&
+    return !side || (at_pack(side.data) && whole_packs(columns, side.dtype) &&
                      (rows <= 1 || whole_packs(side.row_stride, side.dtype)));
   };
   return (one(view) && ...);

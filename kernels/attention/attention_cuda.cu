@@ -6,6 +6,7 @@
 
 #include "kernels/attention/attention_plain_cuda.h"
 #include "kernels/attention/attention_tensor_cuda.h"
+#include "kernels/core/packs.h"
 #include "kernels/device/reduce.cuh"
 
 namespace sluice::cuda {
@@ -156,11 +157,8 @@ void transpose_lse(const Context& ctx, float* lse, const ConstTensorView& shape,
 template <class T>
 bool takes_packs(int64_t hd, std::initializer_list<const TensorView*> outputs,
                  std::initializer_list<const ConstTensorView*> inputs) {
-  constexpr int64_t kWidth = Pack<T>::kWidth;
-  const auto takes = [](const auto* view) {
-    return view->row_stride % kWidth == 0 && reinterpret_cast<uintptr_t>(view->data) % 16 == 0;
-  };
-  return hd % kWidth == 0 && std::all_of(outputs.begin(), outputs.end(), takes) &&
+  const auto takes = [](const auto* view) { return aligned_rows(*view); };
+  return hd % Pack<T>::kWidth == 0 && std::all_of(outputs.begin(), outputs.end(), takes) &&
          std::all_of(inputs.begin(), inputs.end(), takes);
 }
 

@@ -7,6 +7,7 @@
 #pragma once
 
 #include "kernels/chunk_scan/chunk_scan_device.cuh"
+#include "kernels/core/packs.h"
 #include "kernels/device/mma.cuh"
 
 namespace sluice::cuda {
@@ -49,16 +50,11 @@ struct HeadRange {
         end(group * in.group_heads() + (split + 1) * in.group_heads() / splits) {}
 };
 
-inline bool aligned16(const ConstTensorView& view) {
-  return reinterpret_cast<uintptr_t>(view.data) % 16 == 0 &&
-         view.row_stride * size_of(view.dtype) % 16 == 0;
-}
-
 // Whether forward or backward may be left to tensor cores, as far as the inputs go.
 template <class Args>
 bool tensor_cores_take(const Args& args) {
-  return tensor_cores_take(args.x, args.B, args.chunk) && aligned16(args.x) && aligned16(args.B) &&
-         aligned16(args.C) && aligned16(args.incoming);
+  return tensor_cores_take(args.x, args.B, args.chunk) && aligned_rows(args.x) &&
+         aligned_rows(args.B) && aligned_rows(args.C) && aligned_rows(args.incoming);
 }
 
 // A head's state, (P, N), on its way to a tile.

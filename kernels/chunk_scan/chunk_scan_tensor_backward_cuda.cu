@@ -40,7 +40,7 @@ bool tensor_scan_backward(const Context& ctx, const ChunkScanBackward& args,
   if (!tensor_cores_take(args)) return false;
   for (const ConstTensorView view : {args.dy, ConstTensorView(args.dx), ConstTensorView(args.dB),
                                      ConstTensorView(args.dC), ConstTensorView(args.dincoming)}) {
-    if (!aligned16(view)) return false;
+    if (!aligned_rows(view)) return false;
   }
   const ScanInputs<Bf16> in = scan_inputs<Bf16>(args);
   if (!has_shared_bytes(std::max(pairs_backward_shared(in), incoming_backward_shared(in))))

@@ -304,7 +304,7 @@ __global__ void __launch_bounds__(ForwardShared<kChunk, kState>::kThreads, kChun
 }  // namespace
 
 bool tensor_scan_forward(const Context& ctx, const ChunkScanForward& args) {
-  if (!tensor_cores_take(args) || !aligned16(args.y)) return false;
+  if (!tensor_cores_take(args) || !aligned_rows(args.y)) return false;
   const ScanInputs<Bf16> in = scan_inputs<Bf16>(args);
   if (scan_by_groups(in)) {
     scan_forward_by_groups(ctx, in, rows_of<Bf16>(args.y));

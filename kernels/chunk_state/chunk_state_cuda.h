@@ -6,6 +6,7 @@
 #include "kernels/chunk_state/chunk_state.h"
 #include "kernels/chunk_state/entering_states.h"
 #include "kernels/core/chunks.h"
+#include "kernels/core/packs.h"
 
 namespace sluice::cuda {
 
@@ -20,11 +21,7 @@ inline bool chunk_states_have_mma(const ConstTensorView& x, const ConstTensorVie
 // Whether rows of these tensors can be copied 16 bytes at a time.
 template <class... Views>
 bool rows_of_16_bytes(const Views&... views) {
-  const auto fits = [](const auto& view) {
-    return reinterpret_cast<uintptr_t>(view.data) % 16 == 0 &&
-           view.row_stride * size_of(view.dtype) % 16 == 0;
-  };
-  return (fits(views) && ...);
+  return (aligned_rows(views) && ...);
 }
 inline bool entering_states_fit(const EnteringStates& args) {
   return chunk_states_have_mma(args.x, args.B, args.chunk) &&

@@ -20,10 +20,12 @@ inline bool whole_packs(std::initializer_list<int64_t> widths, DType dtype) {
   return true;
 }
 
+inline bool at_pack(const void* pointer) {
+  return reinterpret_cast<uintptr_t>(pointer) % kPackBytes == 0;
+}
 // Rows that begin at packs.
 inline bool aligned_rows(const ConstTensorView& view) {
-  return reinterpret_cast<uintptr_t>(view.data) % kPackBytes == 0 &&
-         whole_packs(view.row_stride, view.dtype);
+  return at_pack(view.data) && whole_packs(view.row_stride, view.dtype);
 }
 // Aligned rows of whole packs.
 inline bool in_packs(const ConstTensorView& view) {

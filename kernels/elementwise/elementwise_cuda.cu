@@ -1,4 +1,5 @@
 #include "kernels/core/halving_tree.h"
+#include "kernels/core/packs.h"
 #include "kernels/core/row_blocks.h"
 #include "kernels/device/dispatch.cuh"
 #include "kernels/device/launch.cuh"
@@ -65,8 +66,6 @@ struct AddPacks {
     to.store(y + at);
   }
 };
-
-bool at_16_bytes(const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; }
 
 template <class From, class To>
 struct Convert {
@@ -177,7 +176,7 @@ void add(const Context& ctx, ConstTensorView x, TensorView y) {
   const bool packed = x.packed() && y.packed();
   dispatch_float(y.dtype, [&]<class T>() {
     constexpr int kWidth = Pack<T>::kWidth;
-    if (packed && y.numel() % kWidth == 0 && at_16_bytes(x.data) && at_16_bytes(y.data)) {
+    if (packed && y.numel() % kWidth == 0 && at_pack(x.data) && at_pack(y.data)) {
       return for_each(ctx, "add", Matrix{1, y.numel() / kWidth},
                       AddPacks<T>{pointer<T>(x), pointer<T>(y)});
     }
@@ -231,9 +230,7 @@ void tree_sum(const Context& ctx, ConstTensorView x, TensorView y) {
     launch(ctx, "tree_sum", {.blocks = unsigned(std::min(blocks, kMaxBlocks)), .threads = kThreads},
            kernel, x.as<float>(), x.row_stride, rows, columns, y.as<float>());
   };
-  const bool whole_packs = columns % 4 == 0 && x.row_stride % 4 == 0;
-  if (!whole_packs || !at_16_bytes(x.data) || !at_16_bytes(y.data))
-    return run(tree_sum_kernel<1, 0>, 1);
+  if (!in_packs(x) || !at_pack(y.data)) return run(tree_sum_kernel<1, 0>, 1);
   if (rows == 2) return run(tree_sum_kernel<4, 2>, 4);
   if (rows == 4) return run(tree_sum_kernel<4, 4>, 4);
   if (rows == 8) return run(tree_sum_kernel<4, 8>, 4);

@@ -153,8 +153,7 @@ TokenRows rows_of(const ConstTensorView& tokens, int64_t V) {
 
 // Whether packs of `narrow` elements, of which `rows` may have wider ones, are whole there.
 bool in_packs_of(DType narrow, const ConstTensorView& rows) {
-  return reinterpret_cast<uintptr_t>(rows.data) % kPackBytes == 0 &&
-         whole_packs({rows.row_size(), rows.row_stride}, narrow);
+  return at_pack(rows.data) && whole_packs({rows.row_size(), rows.row_stride}, narrow);
 }
 
 // body<kWidth>(): as many neighbours as 16 bytes of T hold, or one where rows do not allow it.

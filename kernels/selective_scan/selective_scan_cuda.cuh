@@ -3,6 +3,7 @@
 
 #include <cfloat>
 
+#include "kernels/core/packs.h"
 #include "kernels/core/row_blocks.h"
 #include "kernels/device/dispatch.cuh"
 #include "kernels/device/launch.cuh"
@@ -111,9 +112,7 @@ struct ScanInput {
   }
   // Threads move 16 bytes of these states, or one by one.
   void check_wide(const ConstTensorView& states_of_channels) {
-    if (!states_of_channels) return;
-    wide = wide && reinterpret_cast<uintptr_t>(states_of_channels.data) % 16 == 0 &&
-           states_of_channels.row_stride % 4 == 0;
+    if (states_of_channels) wide = wide && aligned_rows(states_of_channels);
   }
   // Of blocks with `lanes` threads a channel.
   Grid grid(int lanes, size_t shared_bytes = 0) const {

@@ -11,6 +11,7 @@
 // while in the walk, which is bound by instructions, B and C are read once for two channels.
 #pragma once
 
+#include "kernels/core/packs.h"
 #include "kernels/device/mma.cuh"
 #include "kernels/selective_scan/selective_scan_cuda.cuh"
 
@@ -117,10 +118,7 @@ __device__ inline void unpack_four(const float4& four, float (&to)[4]) {
 // Whether rows of these tensors move by 16 bytes. Absent ones do.
 template <class... View>
 bool scan_rows_wide(int64_t channels, const View&... view) {
-  const auto one = [](const ConstTensorView& rows) {
-    return !rows || (reinterpret_cast<uintptr_t>(rows.data) % 16 == 0 &&
-                     rows.row_stride * size_of(rows.dtype) % 16 == 0);
-  };
+  const auto one = [](const ConstTensorView& rows) { return !rows || aligned_rows(rows); };
   return channels % kEight == 0 && (one(view) && ...);
 }
 
